@@ -1,0 +1,1 @@
+"""The only modules that import a server's client library, one each; they act and have no policy."""

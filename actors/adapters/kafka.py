@@ -1,0 +1,328 @@
+"""The only module that speaks to Kafka: topics, the producer and the pinned reader.
+
+Every produced record's delivery is reported by itself: a report for the last
+record of a batch proves nothing for the others. produce_batch may take fewer
+records than it was given without raising, so callers get that number and keep
+the rest. Limits are explicit: message.timeout.ms=0 (retry for ever; the MQTT
+window bounds what waits), bytes and messages capped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from confluent_kafka import (
+    OFFSET_BEGINNING,
+
+    Consumer,
+    KafkaError,
+    KafkaException,
+    Producer,
+    TopicCollection,
+    TopicPartition,
+)
+from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
+
+from rayapp.config import KafkaSettings, read_secret
+from rayapp.errors import ConfigurationError, DataLoss, DeliveryFailed, KafkaUnavailable
+
+Report = Callable[[KafkaError | None, Any], None]
+
+
+def client_configuration(settings: KafkaSettings) -> dict[str, Any]:
+    """Return what every client needs: addresses, and SASL when an account is configured."""
+    conf: dict[str, Any] = {"bootstrap.servers": settings.bootstrap_servers, "log_level": 3}
+    if settings.username is not None:
+        conf |= {
+            "security.protocol": "SASL_PLAINTEXT",
+            "sasl.mechanism": "PLAIN",
+            "sasl.username": settings.username,
+            "sasl.password": read_secret(settings.password_file, "kafka.password_file"),
+        }
+    return conf
+
+
+@dataclass(frozen=True)
+class TopicIdentity:
+    """What tells a topic from a recreated one of the same name."""
+
+    cluster_id: str
+    topic_id: str
+    partitions: int
+
+
+class Topics:
+    """Create and describe topics (driver, bench)."""
+
+    def __init__(self, settings: KafkaSettings) -> None:
+        self._settings = settings
+        self._admin = AdminClient(client_configuration(settings))
+
+    def ensure(self) -> TopicIdentity:
+        """Create the readings and dead-letter topics where missing, check them, and return the readings topic's identity.
+
+        Raises:
+            ConfigurationError: the topic exists with another number of partitions, or a dead letter might not fit.
+            KafkaUnavailable: no broker answers.
+        """
+        settings = self._settings
+        try:
+            metadata = self._admin.list_topics(timeout=10)
+            replication = settings.replication_factor or min(3, len(metadata.brokers))
+            config = {"min.insync.replicas": "2" if replication >= 3 else "1"}
+            wanted = [
+                NewTopic(
+                    settings.topic,
+                    num_partitions=settings.partitions,
+                    replication_factor=replication,
+                    config={**config, "retention.ms": str(settings.retention_ms)},
+                ),
+                NewTopic(
+                    settings.dead_letter_topic,
+                    num_partitions=1,
+                    replication_factor=replication,
+                    config={**config, "retention.ms": "-1", "max.message.bytes": str(settings.max_dead_letter_bytes + 65_536)},
+                ),
+            ]
+            missing = [topic for topic in wanted if topic.topic not in metadata.topics]
+            for future in self._admin.create_topics(missing).values() if missing else ():
+                try:
+                    future.result(timeout=15)
+                except KafkaException as error:
+                    if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                        raise
+            return self.identity()
+        except KafkaException as error:
+            raise KafkaUnavailable(f"kafka {settings.bootstrap_servers}: {error.args[0]}") from error
+
+    def identity(self) -> TopicIdentity:
+        """Return the readings topic's identity.
+
+        Raises:
+            KafkaUnavailable: no broker answers.
+            ConfigurationError: the number of partitions differs from the configured one.
+        """
+        settings = self._settings
+        try:
+            cluster = self._admin.describe_cluster().result(timeout=10)
+            found = self._admin.describe_topics(TopicCollection([settings.topic]))[settings.topic].result(timeout=10)
+        except KafkaException as error:
+            raise KafkaUnavailable(f"kafka {settings.bootstrap_servers}: {error.args[0]}") from error
+        if len(found.partitions) != settings.partitions:
+            raise ConfigurationError(
+                f"kafka.partitions = {settings.partitions}: topic {settings.topic} has {len(found.partitions)}; "
+                "a tag's partition is murmur2(MAC) mod n, so set the key to the topic's number"
+            )
+        return TopicIdentity(str(cluster.cluster_id), str(found.topic_id), len(found.partitions))
+
+    def offsets(self, topic: str, partitions: int) -> dict[int, tuple[int, int]]:
+        """Return (first offset, next offset) of each partition."""
+        try:
+            ends = [
+                {p: f.result(timeout=10).offset for p, f in self._list_offsets(topic, partitions, spec).items()}
+                for spec in (OffsetSpec.earliest(), OffsetSpec.latest())
+            ]
+        except KafkaException as error:
+            raise KafkaUnavailable(f"kafka {self._settings.bootstrap_servers}: {error.args[0]}") from error
+        return {p: (ends[0][p], ends[1][p]) for p in range(partitions)}
+
+    def _list_offsets(self, topic: str, partitions: int, spec: OffsetSpec) -> dict[int, Any]:
+        asked = {TopicPartition(topic, p): spec for p in range(partitions)}
+        return {tp.partition: future for tp, future in self._admin.list_offsets(asked).items()}
+
+
+class RecordProducer:
+    """Produce with acks=all, idempotent, every delivery reported."""
+
+    def __init__(self, settings: KafkaSettings) -> None:
+        self._fatal: str | None = None
+        self._producer = Producer(
+            client_configuration(settings)
+            | {
+                "acks": "all",
+                "enable.idempotence": True,
+                "message.timeout.ms": 0,
+                "linger.ms": settings.linger_ms,
+                "batch.num.messages": 20_000,
+                "compression.type": settings.compression,
+                "queue.buffering.max.messages": 200_000,
+                "queue.buffering.max.kbytes": 128 * 1024,
+                "message.max.bytes": settings.max_dead_letter_bytes + 65_536,
+                "error_cb": self._on_error,
+            }
+        )
+
+    def produce(self, topic: str, partition: int, keys: Sequence[str], values: Sequence[bytes], report: Report) -> int:
+        """Queue records for one partition in order; returns how many were taken (fewer = the queue is full)."""
+        messages = [{"key": key, "value": value, "callback": report} for key, value in zip(keys, values, strict=True)]
+        return int(self._producer.produce_batch(topic, messages, partition=partition))
+
+    def produce_one(self, topic: str, value: bytes, headers: dict[str, bytes], report: Report) -> bool:
+        """Queue one record with headers; False when the queue is full."""
+        try:
+            self._producer.produce(topic, value=value, headers=list(headers.items()), on_delivery=report)
+        except BufferError:
+            return False
+        return True
+
+    def poll(self, timeout_s: float = 0.0) -> None:
+        """Run delivery reports on this thread.
+
+        Raises:
+            DeliveryFailed: the producer is broken for good; the caller must end.
+        """
+        self._producer.poll(timeout_s)
+        if self._fatal is not None:
+            raise DeliveryFailed(f"kafka producer failed for good: {self._fatal}; the actor ends and the broker resends")
+
+    def __len__(self) -> int:
+        return len(self._producer)
+
+    def _on_error(self, error: KafkaError) -> None:
+        if error.fatal():
+            self._fatal = str(error)
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """Records of one partition in offset order.
+
+    Attributes:
+        end: offset of the partition's end when it was reached, else None.
+    """
+
+    partition: int
+    offsets: list[int]
+    values: list[bytes | None]
+    end: int | None = None
+
+
+class PartitionReader:
+    """Read pinned partitions from given offsets; the consumer group never assigns anything."""
+
+    def __init__(self, settings: KafkaSettings, client_id: str) -> None:
+        self._topic = settings.topic
+        self._pinned: set[int] = set()
+        self._consumer = Consumer(
+            client_configuration(settings)
+            | {
+                "group.id": settings.group,
+                "client.id": client_id,
+                "enable.auto.commit": False,
+                "enable.auto.offset.store": False,
+                "auto.offset.reset": "error",
+                "enable.partition.eof": True,
+                "fetch.wait.max.ms": 50,
+                "fetch.min.bytes": 1,
+                "queued.max.messages.kbytes": 32 * 1024,
+                "queued.min.messages": 20_000,
+                "fetch.message.max.bytes": 2 * 2**20,
+            }
+        )
+
+    def start_at(self, partition: int, offset: int) -> None:
+        """Pin a partition at an offset, whether it was pinned before or not.
+
+        By taking the partition away and giving it back: seek() is refused while
+        a partition is still looking for its leader, which is when rewinds happen.
+        """
+        place = TopicPartition(self._topic, partition, offset)
+        if partition in self._pinned:
+            self._consumer.incremental_unassign([place])
+        self._consumer.incremental_assign([place])
+        self._pinned.add(partition)
+
+    def log_bounds(self, partition: int) -> tuple[int, int]:
+        """Return (first, next) offset of a partition's log.
+
+        Raises:
+            KafkaUnavailable: no answer within 10 s.
+        """
+        try:
+            low, high = self._consumer.get_watermark_offsets(TopicPartition(self._topic, partition), timeout=10)
+        except KafkaException as error:
+            raise KafkaUnavailable(f"kafka: {error.args[0]}") from error
+        return int(low), int(high)
+
+    def poll(self, max_records: int, timeout_s: float) -> list[Fetched]:
+        """Return what has arrived, grouped by partition.
+
+        Raises:
+            DataLoss: an offset is no longer in the log.
+        """
+        records = self._consumer.consume(max_records, timeout_s)
+        offsets: dict[int, list[int]] = {}
+        values: dict[int, list[bytes | None]] = {}
+        ends: dict[int, int] = {}
+        for record in records:
+            error = record.error()
+            partition = record.partition()
+            if error is None:
+                offsets.setdefault(partition, []).append(record.offset())
+                values.setdefault(partition, []).append(record.value())
+            elif error.code() == KafkaError._PARTITION_EOF:
+                ends[partition] = record.offset()
+            elif error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
+                raise DataLoss(f"{self._topic}[{partition}]: the ledger's offset is not in the log ({error}); nothing was skipped")
+            # Everything else (brokers down, leader moving) librdkafka retries by itself.
+        return [Fetched(p, offsets.get(p, []), values.get(p, []), ends.get(p)) for p in sorted(offsets.keys() | ends.keys())]
+
+    def pause(self, partition: int) -> None:
+        """Stop fetching one partition; its credit is spent."""
+        self._consumer.pause([TopicPartition(self._topic, partition)])
+
+    def resume(self, partition: int) -> None:
+        """Fetch one partition again."""
+        self._consumer.resume([TopicPartition(self._topic, partition)])
+
+    def mirror(self, offsets: dict[int, int]) -> None:
+        """Copy the ledger's offsets into the consumer group, for lag dashboards only; failures do not matter."""
+        self._consumer.commit(offsets=[TopicPartition(self._topic, p, o) for p, o in offsets.items()], asynchronous=True)
+
+    def close(self) -> None:
+        """Leave the brokers."""
+        self._consumer.close()
+
+
+def read_all(settings: KafkaSettings, topic: str, timeout_s: float = 20.0) -> list[tuple[bytes, dict[str, str]]]:
+    """Return value and headers of every record of a one-partition topic (bench, tests, operators).
+
+    Raises:
+        KafkaUnavailable: the end was not reached in time.
+    """
+    consumer = Consumer(
+        client_configuration(settings) | {"group.id": f"{settings.group}-read", "enable.auto.commit": False, "enable.partition.eof": True}
+    )
+    found: list[tuple[bytes, dict[str, str]]] = []
+    try:
+        _, end = consumer.get_watermark_offsets(TopicPartition(topic, 0), timeout=timeout_s)
+        if end <= 0:
+            return []
+        consumer.assign([TopicPartition(topic, 0, OFFSET_BEGINNING)])
+        while True:
+            records = consumer.consume(10_000, timeout_s)
+            if not records:
+                raise KafkaUnavailable(f"kafka: end of {topic} not reached within {timeout_s} s")
+            for record in records:
+                if record.error() is None:
+                    headers = {name: (value or b"").decode(errors="replace") for name, value in record.headers() or ()}
+                    found.append((record.value() or b"", headers))
+                elif record.error().code() == KafkaError._PARTITION_EOF:
+                    return found
+    except KafkaException as error:
+        raise KafkaUnavailable(f"kafka: {error.args[0]}") from error
+    finally:
+        consumer.close()
+
+
+__all__ = [
+    "Fetched",
+    "PartitionReader",
+    "RecordProducer",
+    "TopicIdentity",
+    "Topics",
+    "client_configuration",
+    "read_all",
+]

@@ -1,0 +1,64 @@
+"""The only module that speaks to the schema registry (Confluent API; Apicurio serves it too).
+
+The driver registers our schema before anything starts; actors look up ids and
+foreign writer schemas. A refusal is IncompatibleSchema with the registry's own
+words, because that is what the person at the start needs.
+"""
+
+from __future__ import annotations
+
+from confluent_kafka.schema_registry import Schema, SchemaRegistryClient
+from confluent_kafka.schema_registry.error import SchemaRegistryError
+
+from rayapp.config import RegistrySettings
+from rayapp.errors import DependencyUnavailable, IncompatibleSchema
+
+
+class Registry:
+    """Register and look up Avro schemas."""
+
+    def __init__(self, settings: RegistrySettings) -> None:
+        self._url = settings.url
+        self._client = SchemaRegistryClient({"url": settings.url})
+
+    def register(self, subject: str, schema: str) -> int:
+        """Register `schema` under `subject` with BACKWARD compatibility and return its id; the same schema again is the same id.
+
+        Raises:
+            IncompatibleSchema: the registry holds versions that this schema would break, or calls it invalid.
+            DependencyUnavailable: the registry does not answer.
+        """
+        try:
+            # Set per subject: a registry's global default may be NONE (Apicurio's is).
+            self._client.set_compatibility(subject_name=subject, level="BACKWARD")
+        except SchemaRegistryError as error:
+            if error.http_status_code >= 500:
+                raise DependencyUnavailable(f"schema registry {self._url}: {error}") from error
+        except OSError as error:
+            raise DependencyUnavailable(f"schema registry {self._url} does not answer: {error}") from error
+        try:
+            return int(self._client.register_schema(subject, Schema(schema, "AVRO")))
+        except SchemaRegistryError as error:
+            if error.http_status_code in (409, 422):
+                raise IncompatibleSchema(
+                    f"schema registry {self._url} refuses our schema for subject {subject}: {error.error_message}. "
+                    f"Nothing was started. Compare schemas/{subject}.avsc with the registered versions; new fields need defaults."
+                ) from error
+            raise DependencyUnavailable(f"schema registry {self._url}: {error}") from error
+        except OSError as error:
+            raise DependencyUnavailable(f"schema registry {self._url} does not answer: {error}") from error
+
+    def schema_text(self, schema_id: int) -> str | None:
+        """Return a schema's text, or None when the registry knows no such id.
+
+        Raises:
+            DependencyUnavailable: the registry does not answer.
+        """
+        try:
+            return str(self._client.get_schema(schema_id).schema_str)
+        except SchemaRegistryError as error:
+            if error.http_status_code == 404:
+                return None
+            raise DependencyUnavailable(f"schema registry {self._url}: {error}") from error
+        except OSError as error:
+            raise DependencyUnavailable(f"schema registry {self._url} does not answer: {error}") from error

@@ -1,0 +1,132 @@
+"""What travels between consume, detect and write, and what they answer.
+
+A batch is a pyarrow.Table (never a RecordBatch slice, which drags its parent
+through serialisation) with the Kafka positions before and after it. Positions
+are offsets of the next record: `before` of a batch is `after` of the previous
+one, also across gaps that transaction markers leave, so batches of a partition
+tile its log without holes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+import pyarrow as pa
+
+READING_SCHEMA = pa.schema(
+    [
+        pa.field("offset", pa.int64(), nullable=False),
+        pa.field("device_id", pa.string(), nullable=False),
+        pa.field("device_type", pa.string(), nullable=False),
+        pa.field("timestamp", pa.timestamp("us", "UTC"), nullable=False),
+        pa.field("value", pa.float64()),
+        pa.field("unit", pa.string(), nullable=False),
+        pa.field("latitude", pa.float64()),
+        pa.field("longitude", pa.float64()),
+        pa.field("building", pa.string()),
+        pa.field("floor", pa.int32()),
+        pa.field("zone", pa.string()),
+        pa.field("room", pa.string()),
+        pa.field("battery_level", pa.float64()),
+        pa.field("signal_strength", pa.float64()),
+        pa.field("firmware_version", pa.string()),
+        pa.field("is_anomaly", pa.bool_(), nullable=False),
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("maintenance_date", pa.timestamp("us", "UTC")),
+        pa.field("device_metadata", pa.map_(pa.string(), pa.string())),
+        pa.field("tags", pa.list_(pa.string())),
+        pa.field("gateway_id", pa.string()),
+        pa.field("measurement_sequence", pa.int64()),
+        pa.field("received_at", pa.timestamp("us", "UTC")),
+    ]
+)
+"""Columns of a batch's table; `offset` is the record's Kafka offset."""
+
+DETECT_COLUMNS = ("device_id", "device_type", "timestamp", "value")
+"""The columns that detection needs; the rest does not travel there."""
+
+
+@dataclass(frozen=True)
+class PartitionClaim:
+    """The right to move one partition's offset: given by the driver, checked by the database.
+
+    Attributes:
+        epoch: raised by every claim; a batch of an older epoch is refused.
+        owner: incarnation name of the consume actor that holds the claim.
+        detect_slot: the detector this partition sticks to.
+        write_slot: the writer this partition sticks to.
+    """
+
+    topic: str
+    partition: int
+    epoch: int
+    owner: str
+    detect_slot: int
+    write_slot: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of one partition between two positions.
+
+    Attributes:
+        table: columns READING_SCHEMA (or DETECT_COLUMNS on the way to detect).
+        before: next offset before the batch.
+        after: next offset once the batch is stored.
+        dead: records between the positions that went to the dead letters.
+        snapshot: detector state of exactly `after`, stored in the same transaction.
+    """
+
+    claim: PartitionClaim
+    table: pa.Table
+    before: int
+    after: int
+    dead: int = 0
+    snapshot: DetectorSnapshot | None = None
+
+
+@dataclass(frozen=True)
+class DetectorSnapshot:
+    """Immutable detector state of one partition at one position."""
+
+    epoch: int
+    position: int
+    configuration_version: str
+    state: bytes
+
+
+@dataclass(frozen=True)
+class Flags:
+    """Detection's answer: one boolean a row (True = anomaly), and a snapshot when one is due."""
+
+    anomalies: pa.ChunkedArray
+    snapshot: DetectorSnapshot | None = None
+
+
+class Outcome(StrEnum):
+    """What write did with a batch."""
+
+    STORED = "stored"
+    ALREADY_DONE = "already_done"
+    REWIND = "rewind"
+    REJECTED = "rejected"
+
+
+@dataclass(frozen=True)
+class WriteAnswer:
+    """Write's answer to one batch.
+
+    Attributes:
+        outcome: STORED and ALREADY_DONE release credit; REWIND = read again from the ledger;
+            REJECTED = nothing was stored, dead-letter `rejected` and submit the rest again.
+        next_offset: the ledger's position as write saw it.
+        rejected: offset -> reason of rows that can never be stored.
+    """
+
+    outcome: Outcome
+    next_offset: int
+    stored: int = 0
+    duplicate: int = 0
+    other_gateway: int = 0
+    rejected: dict[int, str] | None = None

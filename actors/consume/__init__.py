@@ -1,0 +1,1 @@
+"""Consume: pinned partitions of Kafka become Arrow batches that go through detect to write."""

@@ -1,0 +1,1 @@
+"""Detection: which readings are anomalies."""

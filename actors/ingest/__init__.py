@@ -1,0 +1,1 @@
+"""Ingest: MQTT messages become Kafka records; PUBACK follows Kafka's acknowledgement."""

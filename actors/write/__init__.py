@@ -1,0 +1,1 @@
+"""Write: Arrow batches become rows, in the transaction that moves the ledger."""

@@ -1,0 +1,113 @@
+"""The writer's half of the ledger protocol: look before the COPY, prove after it.
+
+Claims are the driver's (rayapp.claims). A writer never raises an epoch; it
+registers its database backend, reads the position before a batch, and in the
+same transaction as the rows moves next_offset only where epoch, owner and
+position are still what it read. Zero updated rows therefore means "not mine
+any more" and nothing else, and the transaction is rolled back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from actors.adapters.postgres import Connection
+from actors.batch import Batch, DetectorSnapshot, PartitionClaim
+from rayapp.errors import StaleClaim
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What became of a batch's records; records = stored + duplicate + dead."""
+
+    stored: int
+    duplicate: int
+    other_gateway: int
+    dead: int
+
+    @property
+    def records(self) -> int:
+        """All Kafka records between the batch's positions."""
+        return self.stored + self.duplicate + self.dead
+
+
+class Ledger:
+    """The rows of ingest_ledger as one writer's connection sees them."""
+
+    def __init__(self, connection: Connection, pipeline: str) -> None:
+        self._connection = connection
+        self._pipeline = pipeline
+
+    def register(self, claim: PartitionClaim) -> None:
+        """Write down this connection's backend, so that the next claim can end it.
+
+        A writer stopped inside COPY keeps its locks; only pg_terminate_backend
+        frees them, and for that the claimer must know whom to end.
+
+        Raises:
+            StaleClaim: the partition has another epoch or owner.
+        """
+        changed = self._connection.count(
+            "UPDATE ingest_ledger SET backend_pid = pg_backend_pid(), backend_start ="
+            " (SELECT backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid())"
+            " WHERE pipeline = %s AND topic = %s AND partition = %s AND epoch = %s AND owner = %s",
+            (self._pipeline, claim.topic, claim.partition, claim.epoch, claim.owner),
+        )
+        if changed != 1:
+            self._connection.rollback()
+            raise StaleClaim(f"{claim.topic}[{claim.partition}]: epoch {claim.epoch} of {claim.owner} is not the ledger's; batch refused")
+        self._connection.commit()
+
+    def next_offset(self, claim: PartitionClaim) -> int:
+        """Return the partition's next offset.
+
+        Raises:
+            StaleClaim: the partition has another epoch or owner.
+        """
+        rows = self._connection.execute(
+            "SELECT epoch, owner, next_offset FROM ingest_ledger WHERE pipeline = %s AND topic = %s AND partition = %s",
+            (self._pipeline, claim.topic, claim.partition),
+        )
+        if not rows or (rows[0][0], rows[0][1]) != (claim.epoch, claim.owner):
+            raise StaleClaim(f"{claim.topic}[{claim.partition}]: ledger says {rows[0][:2] if rows else None}, not epoch {claim.epoch}; stopping")
+        return int(rows[0][2])
+
+    def advance(self, batch: Batch, counts: Counts) -> None:
+        """Move next_offset from `before` to `after`; the last statement before COMMIT, so the row is locked for one round trip.
+
+        Raises:
+            StaleClaim: epoch, owner or position changed since it was read.
+        """
+        claim = batch.claim
+        changed = self._connection.count(
+            "UPDATE ingest_ledger SET next_offset = %s, records = records + %s, stored = stored + %s, duplicate = duplicate + %s,"
+            " other_gateway = other_gateway + %s, dead = dead + %s, updated_at = clock_timestamp()"
+            " WHERE pipeline = %s AND topic = %s AND partition = %s AND epoch = %s AND owner = %s AND next_offset = %s",
+            (
+                batch.after, counts.records, counts.stored, counts.duplicate, counts.other_gateway, counts.dead,
+                self._pipeline, claim.topic, claim.partition, claim.epoch, claim.owner, batch.before,
+            ),
+        )  # fmt: skip
+        if changed != 1:
+            raise StaleClaim(f"{claim.topic}[{claim.partition}]: claimed away at {batch.before}; rolled back")
+
+    def save_snapshot(self, claim: PartitionClaim, snapshot: DetectorSnapshot) -> None:
+        """Store the detector's state of exactly the batch's position after, in the batch's transaction."""
+        self._connection.count(
+            "INSERT INTO detector_snapshots (pipeline, topic, partition, epoch, position, configuration_version, state)"
+            " VALUES (%s, %s, %s, %s, %s, %s, %s) ON CONFLICT (pipeline, topic, partition) DO UPDATE SET epoch = EXCLUDED.epoch,"
+            " position = EXCLUDED.position, configuration_version = EXCLUDED.configuration_version, state = EXCLUDED.state, taken_at = now()",
+            (self._pipeline, claim.topic, claim.partition, claim.epoch, snapshot.position, snapshot.configuration_version, snapshot.state),
+        )
+
+    def load_snapshot(self, claim: PartitionClaim) -> DetectorSnapshot | None:
+        """Return the last stored snapshot of a partition, None when there is none."""
+        rows = self._connection.execute(
+            "SELECT epoch, position, configuration_version, state FROM detector_snapshots"
+            " WHERE pipeline = %s AND topic = %s AND partition = %s",
+            (self._pipeline, claim.topic, claim.partition),
+        )
+        if not rows:
+            return None
+        epoch, position, version, state = rows[0]
+        return DetectorSnapshot(int(epoch), int(position), str(version), bytes(state))

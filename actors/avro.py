@@ -69,6 +69,7 @@ class Codec:
         """
         try:
             batch = pyruhvro.deserialize_array(bodies, self.schema)
+            batch.validate(full=True)  # it passes on text that is not UTF-8
             if not self._encode_bodies(batch).equals(pa.array(bodies, pa.binary())):
                 return None
         except ValueError:

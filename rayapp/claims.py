@@ -64,7 +64,9 @@ class Claims:
         )
         self._connection.commit()
         if changed != 1:
-            raise StaleDriver(f"pipeline {self._pipeline}: another driver took over from epoch {self.driver_epoch}; this one stops its actors")
+            raise StaleDriver(
+                f"pipeline {self._pipeline}: another driver took over from epoch {self.driver_epoch}; this one stops its actors"
+            )
 
     def slots(self, role: str) -> list[int]:
         """Return the numbers of the slots of a role that exist in the database, served or not."""
@@ -134,7 +136,8 @@ class Claims:
                 f"{identity.cluster_id}: the topic was made anew. Nothing was read; an operator must decide what the old offsets mean."
             )
         epoch, next_offset = connection.execute(
-            "UPDATE ingest_ledger SET epoch = epoch + 1, owner = %s, backend_pid = NULL, backend_start = NULL"
+            # The backend stays written down: if ending it fails now, the next try must still know whom to end.
+            "UPDATE ingest_ledger SET epoch = epoch + 1, owner = %s"
             " WHERE pipeline = %s AND topic = %s AND partition = %s RETURNING epoch, next_offset",
             (owner, self._pipeline, topic, partition),
         )[0]
@@ -164,4 +167,6 @@ class Claims:
         )
         self._connection.commit()
         if gone and not gone[0][0]:
-            raise DatabaseUnavailable(f"database: backend {backend[0]} of the old writer did not end within {BACKEND_GONE_MS} ms; will claim again")
+            raise DatabaseUnavailable(
+                f"database: backend {backend[0]} of the old writer did not end within {BACKEND_GONE_MS} ms; will claim again"
+            )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import click
 
@@ -24,7 +24,7 @@ _config = click.option(
 class _LazyGroup(click.Group):
     """Load a subcommand's module when it is used."""
 
-    lazy = {
+    lazy: ClassVar = {
         "stack": ("rayapp.stack.cli", "stack"),
         "demo": ("rayapp.bench.cli", "demo"),
         "bench": ("rayapp.bench.cli", "bench"),
@@ -46,7 +46,7 @@ class _LazyGroup(click.Group):
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="rayapp")
 def cli() -> None:
-    """RuuviTag readings: MQTT → Kafka → anomaly detection → TimescaleDB, exactly once, on Ray.
+    r"""RuuviTag readings: MQTT → Kafka → anomaly detection → TimescaleDB, exactly once, on Ray.
 
     \b
     Examples:
@@ -59,7 +59,7 @@ def cli() -> None:
 @cli.command()
 @_config
 def run(config: Path | None) -> None:
-    """Drive the pipeline until SIGTERM, then drain and exit 0 (the entrypoint of the Ray job).
+    r"""Drive the pipeline until SIGTERM, then drain and exit 0 (the entrypoint of the Ray job).
 
     \b
     Example:
@@ -78,7 +78,7 @@ def run(config: Path | None) -> None:
 @click.option("--job-id", default=None, help="Submission id; default: the pipeline's name and a random part.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def submit(config: Path | None, address: str, job_id: str | None, as_json: bool) -> None:
-    """Submit the pipeline as a Ray job that is given time to drain when it is stopped.
+    r"""Submit the pipeline as a Ray job that is given time to drain when it is stopped.
 
     \b
     Example:
@@ -89,7 +89,9 @@ def submit(config: Path | None, address: str, job_id: str | None, as_json: bool)
 
     settings = load_settings(config)
     job = jobs.submit(settings, config, address, job_id)
-    click.echo(json.dumps({"job_id": job, "address": address}) if as_json else f"submitted {job} to {address}; stop it with: rayapp stop {job}")
+    click.echo(
+        json.dumps({"job_id": job, "address": address}) if as_json else f"submitted {job} to {address}; stop it with: rayapp stop {job}"
+    )
 
 
 @cli.command()

@@ -98,8 +98,8 @@ class IngestSettings(Section):
     flush_idle_s: float = Field(0.02, gt=0)
     flush_max_s: float = Field(0.06, gt=0)
     flush_messages: int = Field(2_048, ge=1)
-    max_age_days: int = Field(400, ge=1, description="a reading older than this is a dead letter, not a new day partition")
-    max_future_s: int = Field(86_400, ge=0)
+    max_age_days: int = Field(400, ge=1, le=3_650, description="a reading older than this is a dead letter, not a new day partition")
+    max_future_s: int = Field(86_400, ge=0, le=30 * 86_400)
 
 
 class BatchSettings(Section):
@@ -160,8 +160,8 @@ class Settings(BaseSettings):
         settings_cls: type[BaseSettings],
         init_settings: PydanticBaseSettingsSource,
         env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - pydantic's signature
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Order the sources: flags over environment over YAML over defaults."""
         path = os.environ.get("RUUVI_CONFIG_FILE")

@@ -37,7 +37,19 @@ def submit(settings: Settings, config: Path | None, address: str, job_id: str | 
     wait_s = round(settings.fleet.drain_timeout_s * 2) + STOP_MARGIN_S
     environment = {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(wait_s)}}
     entrypoint = [sys.executable, "-m", "rayapp", "run", *(["--config", str(config.resolve())] if config else [])]
-    _ray("job", "submit", "--address", address, "--submission-id", job, "--no-wait", "--runtime-env-json", json.dumps(environment), "--", *entrypoint)
+    _ray(
+        "job",
+        "submit",
+        "--address",
+        address,
+        "--submission-id",
+        job,
+        "--no-wait",
+        "--runtime-env-json",
+        json.dumps(environment),
+        "--",
+        *entrypoint,
+    )
     return job
 
 

@@ -66,7 +66,7 @@ class Runtime:
 
     def create(self, name: str, actor: type[Actor], *args: object) -> None:
         """Make an actor; its constructor touches no server."""
-        remote = ray.remote(concurrency_groups=GROUPS)(actor)
+        remote: Any = ray.remote(concurrency_groups=GROUPS)(actor)  # type: ignore[call-overload]  # Ray's stubs lack the argument
         options = remote.options(
             name=name, num_cpus=self._cpus, max_restarts=0, max_task_retries=0, enable_task_events=False, max_pending_calls=1000
         )
@@ -127,7 +127,7 @@ class Runtime:
             report: Report = ray.get(ref)
         except RayTaskError as error:
             ray.kill(handle, no_restart=True)
-            cause = error.as_instanceof_cause()
+            cause: Exception = error.as_instanceof_cause()  # type: ignore[no-untyped-call]
             return Ended(name, f"{type(error.cause).__name__}: {error.cause}", cause)
         except _GONE as error:
             return Ended(name, f"process gone: {type(error).__name__}", error)

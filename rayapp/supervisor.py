@@ -189,7 +189,9 @@ class Supervisor:
             writers = {c.write_slot: self._name(self._slots[SlotKey(Role.WRITE, c.write_slot)]) for c in claims}
             self._runtime.create(name, Consume, settings, self._wire.schema, self._wire.schema_id)
             self._runtime.run(name, claims, self._runtime.downstream(detectors, writers))
-            needs = [self._slots[SlotKey(Role.DETECT, i)].name for i in detectors] + [self._slots[SlotKey(Role.WRITE, i)].name for i in writers]
+            needs = [self._slots[SlotKey(Role.DETECT, i)].name for i in detectors] + [
+                self._slots[SlotKey(Role.WRITE, i)].name for i in writers
+            ]
             slot = replace(slot, needs=tuple(sorted(needs)))
         return slot
 

@@ -9,13 +9,13 @@ window bounds what waits), bytes and messages capped.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from confluent_kafka import (
     OFFSET_BEGINNING,
-
     Consumer,
     KafkaError,
     KafkaException,
@@ -23,7 +23,8 @@ from confluent_kafka import (
     TopicCollection,
     TopicPartition,
 )
-from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
+from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]  # exported, but not in its __all__
+from confluent_kafka.cimpl import NewTopic
 
 from rayapp.config import KafkaSettings, read_secret
 from rayapp.errors import ConfigurationError, DataLoss, DeliveryFailed, KafkaUnavailable
@@ -122,7 +123,7 @@ class Topics:
         try:
             ends = [
                 {p: f.result(timeout=10).offset for p, f in self._list_offsets(topic, partitions, spec).items()}
-                for spec in (OffsetSpec.earliest(), OffsetSpec.latest())
+                for spec in (OffsetSpec.earliest(), OffsetSpec.latest())  # type: ignore[no-untyped-call]
             ]
         except KafkaException as error:
             raise KafkaUnavailable(f"kafka {self._settings.bootstrap_servers}: {error.args[0]}") from error
@@ -258,12 +259,12 @@ class PartitionReader:
         ends: dict[int, int] = {}
         for record in records:
             error = record.error()
-            partition = record.partition()
+            partition = cast("int", record.partition())  # None only in a message that was never produced
             if error is None:
-                offsets.setdefault(partition, []).append(record.offset())
+                offsets.setdefault(partition, []).append(cast("int", record.offset()))
                 values.setdefault(partition, []).append(record.value())
             elif error.code() == KafkaError._PARTITION_EOF:
-                ends[partition] = record.offset()
+                ends[partition] = cast("int", record.offset())
             elif error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
                 raise DataLoss(f"{self._topic}[{partition}]: the ledger's offset is not in the log ({error}); nothing was skipped")
             # Everything else (brokers down, leader moving) librdkafka retries by itself.
@@ -301,16 +302,17 @@ def read_all(settings: KafkaSettings, topic: str, timeout_s: float = 20.0) -> li
         if end <= 0:
             return []
         consumer.assign([TopicPartition(topic, 0, OFFSET_BEGINNING)])
-        while True:
-            records = consumer.consume(10_000, timeout_s)
-            if not records:
-                raise KafkaUnavailable(f"kafka: end of {topic} not reached within {timeout_s} s")
-            for record in records:
-                if record.error() is None:
-                    headers = {name: (value or b"").decode(errors="replace") for name, value in record.headers() or ()}
-                    found.append((record.value() or b"", headers))
-                elif record.error().code() == KafkaError._PARTITION_EOF:
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            for record in consumer.consume(10_000, 0.2):
+                error = record.error()
+                if error is None:
+                    headers = cast("list[tuple[str, bytes | None]]", record.headers() or [])
+                    texts = {name: (value or b"").decode(errors="replace") for name, value in headers}
+                    found.append((record.value() or b"", texts))
+                elif error.code() == KafkaError._PARTITION_EOF:
                     return found
+        raise KafkaUnavailable(f"kafka: end of {topic} not reached within {timeout_s} s")
     except KafkaException as error:
         raise KafkaUnavailable(f"kafka: {error.args[0]}") from error
     finally:

@@ -9,6 +9,7 @@ checked for what the table could not hold, so that a COPY does not fail for it.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, cast
@@ -133,7 +134,7 @@ def _normalise(offsets: list[int], batch: pa.RecordBatch, dead: dict[int, str]) 
         made[name] = location.field(name)
     arrays = []
     for field in READING_SCHEMA:
-        array = made.get(field.name, column.get(field.name))
+        array: Any = made[field.name] if field.name in made else column[field.name]
         arrays.append(array if array.type == field.type else array.cast(field.type))
     usable = times.is_valid()
     if times.null_count:
@@ -143,19 +144,19 @@ def _normalise(offsets: list[int], batch: pa.RecordBatch, dead: dict[int, str]) 
 
 
 def _times(texts: pa.Array, offsets: list[int], dead: dict[int, str]) -> pa.Array:
-    """Return event times; the reference parser decides what Arrow's cast does not take."""
-    try:
-        return texts.cast(_TIME)
-    except pa.ArrowInvalid:
-        times: list[int | None] = []
-        for offset, text in zip(offsets, texts.to_pylist(), strict=True):
-            time_us = parse_time_us(text)
-            if isinstance(time_us, int):
-                times.append(time_us)
-            else:
-                dead[offset] = time_us.reason if isinstance(time_us, Rejected) else "missing:timestamp"
-                times.append(None)
-        return pa.array(times, _TIME)
+    """Return event times; the reference parser decides what Arrow's cast does not take, or takes without a `T`."""
+    if pc.all(pc.match_substring(texts, "T")).as_py():
+        with suppress(pa.ArrowInvalid):
+            return texts.cast(_TIME)
+    times: list[int | None] = []
+    for offset, text in zip(offsets, texts.to_pylist(), strict=True):
+        time_us = parse_time_us(text)
+        if isinstance(time_us, int):
+            times.append(time_us)
+        else:
+            dead[offset] = time_us.reason if isinstance(time_us, Rejected) else "missing:timestamp"
+            times.append(None)
+    return pa.array(times, _TIME)
 
 
 def _maintenance_dates(texts: pa.Array) -> pa.Array:
@@ -184,13 +185,15 @@ def _checked(table: pa.Table, dead: dict[int, str], oldest_us: int, newest_us: i
         ("bad_value:device_type", _size_outside(table["device_type"], 1, MAX_KEY_BYTES)),
         ("bad_value:battery_level", _outside(table["battery_level"], 0.0, 100.0)),
         ("bad_value:location", pc.or_(_outside(table["latitude"], -90.0, 90.0), _outside(table["longitude"], -180.0, 180.0))),
+        ("bad_value:tags", _longer_text(table["tags"], MAX_KEY_BYTES)),  # an index entry holds no more than 8191 bytes
+        ("bad_value:received_at", _not_a_date(table["received_at"].cast(pa.int64()))),
         *((f"nul_character:{name}", pc.match_substring(table[name], "\0")) for name in _TEXTS),
         ("nul_character:tags", _nul_inside(table["tags"])),
         ("nul_character:device_metadata", _nul_inside(table["device_metadata"])),
     ]
     bad = np.zeros(table.num_rows, bool)
-    for reason, failed in rules:
-        failed = pc.fill_null(failed, False)
+    for reason, condition in rules:
+        failed = pc.fill_null(condition, fill_value=False)
         if not pc.any(failed).as_py():
             continue
         mask = np.asarray(failed.to_numpy() if isinstance(failed, pa.ChunkedArray) else failed.to_numpy(zero_copy_only=False))
@@ -211,10 +214,26 @@ def _size_outside(column: pa.ChunkedArray, low: int, high: int) -> Any:
     return pc.or_(pc.less(size, low), pc.greater(size, high))
 
 
+def _longer_text(column: pa.ChunkedArray, high: int) -> Any:
+    """True where a list holds a text of more UTF-8 bytes than `high`."""
+    array = column.combine_chunks()
+    long = pc.greater(pc.binary_length(array.flatten()), high)
+    if not pc.any(long).as_py():
+        return pa.array(np.zeros(len(array), bool))
+    rows = pc.filter(pc.list_parent_indices(array), long)
+    return pc.is_in(pa.array(np.arange(len(array))), value_set=rows)
+
+
+def _not_a_date(time_us: pa.ChunkedArray) -> Any:
+    """True where a time is outside the years 1 to 9999, which the reference library refuses to decode, too."""
+    return pc.or_(pc.less(time_us, -62_135_596_800_000_000), pc.greater(time_us, 253_402_300_799_999_999))
+
+
 def _nul_inside(column: pa.ChunkedArray) -> Any:
     """True where a list's or map's texts hold a NUL character; almost always one look at the flat texts is enough."""
     array = column.combine_chunks()
     flat = [array.keys, array.items] if pa.types.is_map(array.type) else [array.flatten()]
     if not any(pc.any(pc.match_substring(texts, "\0")).as_py() for texts in flat):
         return pa.array(np.zeros(len(array), bool))
-    return pa.array(["\0" in str(item) or "\\x00" in repr(item) for item in array.to_pylist()])
+    rows = [[text for entry in row or () for text in ((entry,) if isinstance(entry, str) else entry)] for row in array.to_pylist()]
+    return pa.array([any("\0" in text for text in texts if text) for texts in rows])

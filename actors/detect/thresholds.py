@@ -40,8 +40,8 @@ class Thresholds:
         """
         rule = pc.index_in(device_type, value_set=self._types)
         too_low = pc.and_(
-            pc.fill_null(pc.less(value, pc.take(self._low, rule)), False),
-            pc.fill_null(pc.greater(value, pc.take(self._floor, rule)), True),
+            pc.fill_null(pc.less(value, pc.take(self._low, rule)), fill_value=False),
+            pc.fill_null(pc.greater(value, pc.take(self._floor, rule)), fill_value=True),
         )
-        too_high = pc.fill_null(pc.greater(value, pc.take(self._high, rule)), False)
+        too_high = pc.fill_null(pc.greater(value, pc.take(self._high, rule)), fill_value=False)
         return pc.or_(too_low, too_high)

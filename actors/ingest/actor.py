@@ -117,7 +117,8 @@ class Ingest(Actor):
         flush = self._window.open(messages)
         flush.expect(flushed.readings + len(flushed.dead))
         flush.seal()
-        self._backlog.extend((flush, part) for part in (*flushed.outgoing, *flushed.dead))
+        self._backlog.extend((flush, part) for part in flushed.outgoing)
+        self._backlog.extend((flush, letter) for letter in flushed.dead)
         self.counters["readings_total"] += flushed.readings
         self.counters["iot_anomaly_detected_total"] += flushed.anomalies
         self.counters["arrival_time_used_total"] += flushed.arrival_time_used

@@ -14,10 +14,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from actors.readings import DeviceConstants
+
+Mask = npt.NDArray[np.bool_]
+"""One boolean a row."""
 
 _SCALARS = ("latitude", "longitude", "building", "floor", "zone", "room", "firmware_version")
 _SCHEMA = pa.schema(
@@ -45,7 +49,7 @@ class DeviceDimension:
         self._ids = pa.array([], pa.string())
 
     def __len__(self) -> int:
-        return self._table.num_rows
+        return int(self._table.num_rows)
 
     def unknown(self, device_id: pa.ChunkedArray) -> list[str]:
         """Return the distinct ids of a batch that are not known here."""
@@ -70,7 +74,7 @@ class DeviceDimension:
         self._table = pa.concat_tables([self._table, new]).combine_chunks()
         self._ids = self._table["device_id"].combine_chunks()
 
-    def differs(self, batch: pa.Table) -> np.ndarray:
+    def differs(self, batch: pa.Table) -> Mask:
         """Return one boolean a row: the reading must keep its own constant columns."""
         if batch.num_rows == 0:
             return np.zeros(0, bool)
@@ -79,46 +83,46 @@ class DeviceDimension:
         expected = self._table.take(pc.fill_null(index, 0)) if len(self) else None
         if expected is None:
             return np.ones(batch.num_rows, bool)
-        same = known.to_numpy(zero_copy_only=False)
+        same: Mask = known.to_numpy(zero_copy_only=False)
         for name in _SCALARS:
             same &= _equal(batch[name], expected[name])
         same &= _lists_equal(batch["tags"], expected["tags"])
         same &= _lists_equal(batch["device_metadata"], expected["device_metadata"])
-        valid = pc.fill_null(pc.greater_equal(batch["timestamp"], expected["valid_from"]), True)
-        return ~(same & valid.to_numpy(zero_copy_only=False) if isinstance(valid, pa.Array) else same & valid.to_numpy())
+        same &= np.asarray(pc.fill_null(pc.greater_equal(batch["timestamp"], expected["valid_from"]), fill_value=True).to_numpy())
+        return ~same
 
 
-def _equal(a: pa.ChunkedArray, b: pa.ChunkedArray) -> np.ndarray:
+def _equal(a: pa.ChunkedArray, b: pa.ChunkedArray) -> Mask:
     """Compare two columns, null equal to null."""
     both_null = pc.and_(pc.is_null(a), pc.is_null(b))
-    return np.asarray(pc.or_(pc.fill_null(pc.equal(a, b), False), both_null).to_numpy())
+    return np.asarray(pc.or_(pc.fill_null(pc.equal(a, b), fill_value=False), both_null).to_numpy())
 
 
-def _lists_equal(a: pa.ChunkedArray, b: pa.ChunkedArray) -> np.ndarray:
+def _lists_equal(a: pa.ChunkedArray, b: pa.ChunkedArray) -> Mask:
     """Compare two list or map columns element by element, in order; null equal to null."""
     left, right = a.combine_chunks(), b.combine_chunks()
     sizes, other = _sizes(left), _sizes(right)
-    same = sizes == other
+    same: Mask = sizes == other
     if not same.all():
         keep = pa.array(np.flatnonzero(same))
         left, right, sizes = left.take(keep), right.take(keep), sizes[same]
     elements = _elements_equal(left, right)
     starts = np.concatenate(([0], np.cumsum(np.maximum(sizes, 0))))
     wrong = np.concatenate(([0], np.cumsum(~elements)))
-    result = same.copy()
+    result: Mask = same.copy()
     result[same] = wrong[starts[1:]] == wrong[starts[:-1]]
     return result
 
 
-def _sizes(lists: pa.Array) -> np.ndarray:
+def _sizes(lists: pa.Array) -> npt.NDArray[np.int32]:
     """Return elements a row; -1 for null, so that null differs from empty."""
     offsets = lists.offsets.to_numpy()
-    sizes = np.diff(offsets)
+    sizes: npt.NDArray[np.int32] = np.diff(offsets)
     sizes[~lists.is_valid().to_numpy(zero_copy_only=False)] = -1
     return sizes
 
 
-def _elements_equal(left: pa.Array, right: pa.Array) -> np.ndarray:
+def _elements_equal(left: pa.Array, right: pa.Array) -> Mask:
     """Compare the flattened elements of equally long lists or maps."""
     if pa.types.is_map(left.type):
         return _flat_equal(_within(left, left.keys), _within(right, right.keys)) & _flat_equal(
@@ -133,7 +137,7 @@ def _within(parent: pa.Array, children: pa.Array) -> pa.Array:
     return children.slice(int(offsets[0]), int(offsets[-1] - offsets[0])) if len(offsets) else children
 
 
-def _flat_equal(left: pa.Array, right: pa.Array) -> np.ndarray:
+def _flat_equal(left: pa.Array, right: pa.Array) -> Mask:
     both_null = pc.and_(pc.is_null(left), pc.is_null(right))
-    equal = pc.or_(pc.fill_null(pc.equal(left, right), False), both_null)
+    equal = pc.or_(pc.fill_null(pc.equal(left, right), fill_value=False), both_null)
     return np.asarray(equal.to_numpy(zero_copy_only=False))

@@ -69,7 +69,9 @@ class Ledger:
             (self._pipeline, claim.topic, claim.partition),
         )
         if not rows or (rows[0][0], rows[0][1]) != (claim.epoch, claim.owner):
-            raise StaleClaim(f"{claim.topic}[{claim.partition}]: ledger says {rows[0][:2] if rows else None}, not epoch {claim.epoch}; stopping")
+            raise StaleClaim(
+                f"{claim.topic}[{claim.partition}]: ledger says {rows[0][:2] if rows else None}, not epoch {claim.epoch}; stopping"
+            )
         return int(rows[0][2])
 
     def advance(self, batch: Batch, counts: Counts) -> None:

@@ -13,6 +13,7 @@ exception, and consume reads the ledger again.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,11 +26,13 @@ from actors.write import copy
 from actors.write.dimension import DeviceDimension
 from actors.write.ledger import Counts, Ledger
 from rayapp.config import PlaceSettings
-from rayapp.errors import BadRows
+from rayapp.errors import BadRows, DatabaseUnavailable
 
 TABLE = "sensor_readings"
 CAREFUL_BATCHES = 20
 """Batches a partition stays on the absorbing path after a duplicate."""
+ROUNDS = 4
+"""Tries of one batch: missing day, duplicate, and one to spare."""
 
 _MAKE_INCOMING = (
     f"CREATE TEMP TABLE IF NOT EXISTS incoming (LIKE {TABLE} INCLUDING CONSTRAINTS, kafka_offset bigint NOT NULL) ON COMMIT DELETE ROWS",
@@ -71,21 +74,24 @@ class BatchStore:
             return WriteAnswer(Outcome.REWIND, next_offset)
         self._learn_devices(writer.connection, batch.table)
         rows = copy.prepare(batch.table, self._devices.differs(batch.table), created_us)
-        try:
-            if writer.careful_batches > 0:
-                writer.careful_batches -= 1
-                return self._absorb(writer, batch, rows)
-            return self._copy(writer, batch, rows)
-        except Duplicate:
-            writer.connection.rollback()
-            writer.careful_batches = CAREFUL_BATCHES
-        except MissingDay:
-            writer.connection.rollback()
-            self._make_days(writer.connection, rows.table)
-        except BadRows as error:
-            writer.connection.rollback()
-            return WriteAnswer(Outcome.REJECTED, next_offset, rejected=self._find_bad(writer.connection, rows, error))
-        return self._absorb(writer, batch, rows)
+        careful = writer.careful_batches > 0
+        if careful:
+            writer.careful_batches -= 1
+        # One batch may run into a missing day, a duplicate and a refused row one after the other; each round mends one.
+        for _ in range(ROUNDS):
+            try:
+                return self._absorb(writer, batch, rows) if careful else self._copy(writer, batch, rows)
+            except Duplicate:
+                writer.connection.rollback()
+                writer.careful_batches = CAREFUL_BATCHES
+                careful = True
+            except MissingDay:
+                writer.connection.rollback()
+                self._make_days(writer.connection, rows.table)
+            except BadRows as error:
+                writer.connection.rollback()
+                return WriteAnswer(Outcome.REJECTED, next_offset, rejected=self._find_bad(writer.connection, rows, error))
+        raise DatabaseUnavailable(f"{batch.claim.topic}[{batch.claim.partition}]: batch at {batch.before} not stored in {ROUNDS} rounds")
 
     def _copy(self, writer: PartitionWriter, batch: Batch, rows: copy.Rows) -> WriteAnswer:
         """The straight path: every row is new."""
@@ -96,17 +102,17 @@ class BatchStore:
     def _absorb(self, writer: PartitionWriter, batch: Batch, rows: copy.Rows) -> WriteAnswer:
         """The careful path: same key and content is a duplicate, same key and gateway with other content a conflict."""
         connection = writer.connection
-        first, repeats = split_repeats(rows)
         for statement in _MAKE_INCOMING:
             connection.execute(statement)
-        with_offsets = first.table.append_column("kafka_offset", first.offsets)
+        with_offsets = rows.table.append_column("kafka_offset", rows.offsets)
         connection.copy_binary("incoming", (*copy.COLUMNS, "kafka_offset"), copy.encode(with_offsets))
+        # Of a key that is twice in the batch, the lowest offset goes in first and stays.
         stored = connection.count(
-            f"INSERT INTO {TABLE} ({_NAMES}) SELECT {_NAMES} FROM incoming ORDER BY device_id, timestamp"
+            f"INSERT INTO {TABLE} ({_NAMES}) SELECT {_NAMES} FROM incoming ORDER BY device_id, timestamp, kafka_offset"
             " ON CONFLICT (device_id, timestamp) DO NOTHING"
         )
-        other_gateway, conflicts = repeats.other_gateway, dict.fromkeys(repeats.conflicts, "conflict")
-        if stored < first.table.num_rows:
+        other_gateway, conflicts = 0, {}
+        if stored < rows.table.num_rows:
             # Rows stored just now join to themselves and differ in nothing, so they do not show up here.
             for offset, same_gateway in connection.execute(
                 f"SELECT i.kafka_offset, i.gateway_id IS NOT DISTINCT FROM r.gateway_id FROM incoming i JOIN {TABLE} r"
@@ -162,11 +168,7 @@ class BatchStore:
         )
         connection.commit()
         keys = {d.device_id: list(d.metadata) for d in made}
-        devices = [
-            # jsonb forgets the order of keys; the reading's map has the order of our own table of sensors
-            DeviceConstants(*row[:8], {k: row[8][k] for k in keys[row[0]] if k in row[8]} if row[8] else {}, tuple(row[9] or ()))
-            for row in latest
-        ]
+        devices = [_as_device(row, keys[row[0]]) for row in latest]
         self._devices.add(devices, [row[10] for row in latest])
 
     def _make_days(self, connection: Connection, table: pa.Table) -> None:
@@ -180,7 +182,9 @@ class BatchStore:
         try:
             for statement in _MAKE_INCOMING:
                 connection.execute(statement)
-            connection.copy_binary("incoming", (*copy.COLUMNS, "kafka_offset"), copy.encode(rows.table.append_column("kafka_offset", rows.offsets)))
+            connection.copy_binary(
+                "incoming", (*copy.COLUMNS, "kafka_offset"), copy.encode(rows.table.append_column("kafka_offset", rows.offsets))
+            )
         except BadRows as refused:
             error = refused
         else:
@@ -195,41 +199,9 @@ class BatchStore:
         return found | self._find_bad(connection, rows.take(pa.array(np.arange(half, count))), error)
 
 
-@dataclass(frozen=True)
-class Repeats:
-    """Rows of one batch whose key came earlier in the same batch."""
-
-    other_gateway: int
-    conflicts: list[int]
-
-
-def split_repeats(rows: copy.Rows) -> tuple[copy.Rows, Repeats]:
-    """Keep the lowest offset of each key; say which later rows are another gateway's and which conflict.
-
-    Args:
-        rows: sorted by device_id, timestamp, offset.
-    """
-    table = rows.table
-    count = table.num_rows
-    if count < 2:
-        return rows, Repeats(0, [])
-    later, earlier = table.slice(1), table.slice(0, count - 1)
-    repeat = _same(later, earlier, "device_id") & _same(later, earlier, "timestamp")
-    if not repeat.any():
-        return rows, Repeats(0, [])
-    is_first = np.concatenate(([True], ~repeat))
-    first_of = np.maximum.accumulate(np.where(is_first, np.arange(count), 0))
-    repeats = np.flatnonzero(~is_first)
-    mine, kept = table.take(pa.array(repeats)), table.take(pa.array(first_of[repeats]))
-    same_gateway = _same(mine, kept, "gateway_id")
-    same_content = _same(mine, kept, "value") & _same(mine, kept, "unit")
-    offsets = pc.take(rows.offsets, pa.array(repeats)).to_numpy()
-    conflicts = [int(offset) for offset in offsets[same_gateway & ~same_content]]
-    return rows.take(pa.array(np.flatnonzero(is_first))), Repeats(int((~same_gateway).sum()), conflicts)
-
-
-def _same(a: pa.Table, b: pa.Table, name: str) -> np.ndarray:
-    """Compare one column of two tables of equal length; null equals null, -0.0 equals 0.0."""
-    left, right = a[name].combine_chunks(), b[name].combine_chunks()
-    equal = pc.fill_null(pc.equal(left, right), False)
-    return np.asarray(pc.or_(equal, pc.and_(pc.is_null(left), pc.is_null(right))).to_numpy(zero_copy_only=False))
+def _as_device(row: tuple[Any, ...], metadata_keys: list[str]) -> DeviceConstants:
+    """Return a row of `devices`; jsonb forgets the order of keys, and a reading's map has the order of our table of sensors."""
+    stored: dict[str, str] = row[8] or {}
+    ordered = {key: stored[key] for key in metadata_keys if key in stored} | stored
+    place = dict(zip(("latitude", "longitude", "building", "floor", "zone", "room", "firmware_version"), row[1:8], strict=True))
+    return DeviceConstants(device_id=row[0], metadata=ordered, tags=tuple(row[9] or ()), **place)

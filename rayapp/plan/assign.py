@@ -30,7 +30,7 @@ def assign(partitions: Sequence[int], slots: Sequence[int], current: Mapping[int
     # Only `extra` slots may hold one more than the share; the others give theirs up.
     over = [slot for slot in held if len(held[slot]) > share]
     for slot in over[extra:]:
-        homeless.append(held[slot].pop())
+        homeless.append(held[slot].pop())  # noqa: PERF401 - pops, so no comprehension
     for partition in sorted(homeless):
         slot = min(held, key=lambda name: (len(held[name]), name))
         held[slot].append(partition)

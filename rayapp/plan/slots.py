@@ -21,7 +21,8 @@ NEEDS: Mapping[Role, tuple[Role, ...]] = {
     Role.CONSUME: (Role.WRITE, Role.DETECT),
     Role.INGEST: (Role.CONSUME,),
 }
-"""Roles that must be up before a slot of this role starts for the first time, or (consume) ever."""
+"""Roles whose actors must exist before a slot of this role starts. Existing is enough: calls to an actor that is
+still starting wait for it, so a fleet comes up in the time of one actor and not of three in a row."""
 
 HEALTHY_AFTER_S = 60.0
 """A run longer than this clears the failure count."""
@@ -51,7 +52,7 @@ def _missing(slot: Slot, slots: Mapping[SlotKey, Slot]) -> list[SlotKey]:
     """Return the slots this one waits for. Ingest waits for consume only at the very start: Kafka buffers afterwards."""
     if slot.key.role is Role.INGEST and slot.incarnation > 0:
         return []
-    return [key for key, other in slots.items() if key.role in NEEDS[slot.key.role] and other.state not in _UP]
+    return [key for key, other in slots.items() if key.role in NEEDS[slot.key.role] and other.state not in _ALIVE]
 
 
 def _plan_stop(desired: Desired, slots: Mapping[SlotKey, Slot], now_s: float) -> list[Action]:
@@ -85,6 +86,8 @@ def ended(slot: Slot, reason: str, now_s: float, *, stopping: bool, backoff_s: f
         return replace(slot.into(SlotState.STOPPED, now_s), last_end=reason)
     healthy = slot.state in _UP and now_s - slot.since_s > HEALTHY_AFTER_S
     failures = 1 if healthy else slot.failures + 1
-    wait_s = 0.0 if failures == 1 else min(backoff_s * 2.0 ** (failures - 2), backoff_max_s)
+    wait_s = (
+        0.0 if failures == 1 else min(backoff_s * 2.0 ** min(failures - 2, 64), backoff_max_s)
+    )  # a float overflows after a night's failures
     pending = slot.into(SlotState.PENDING, now_s)
     return replace(pending, failures=failures, not_before_s=now_s + wait_s, last_end=reason, blocked_on=None)

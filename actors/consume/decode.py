@@ -187,9 +187,8 @@ def _checked(table: pa.Table, dead: dict[int, str], oldest_us: int, newest_us: i
         ("bad_value:location", pc.or_(_outside(table["latitude"], -90.0, 90.0), _outside(table["longitude"], -180.0, 180.0))),
         ("bad_value:tags", _longer_text(table["tags"], MAX_KEY_BYTES)),  # an index entry holds no more than 8191 bytes
         ("bad_value:received_at", _not_a_date(table["received_at"].cast(pa.int64()))),
-        *((f"nul_character:{name}", pc.match_substring(table[name], "\0")) for name in _TEXTS),
-        ("nul_character:tags", _nul_inside(table["tags"])),
-        ("nul_character:device_metadata", _nul_inside(table["device_metadata"])),
+        *((f"nul_character:{name}", pc.match_substring(table[name], "\0")) for name in _TEXTS if _zero_byte(table[name])),
+        *((f"nul_character:{name}", _nul_inside(table[name])) for name in ("tags", "device_metadata")),
     ]
     bad = np.zeros(table.num_rows, bool)
     for reason, condition in rules:
@@ -229,11 +228,17 @@ def _not_a_date(time_us: pa.ChunkedArray) -> Any:
     return pc.or_(pc.less(time_us, -62_135_596_800_000_000), pc.greater(time_us, 253_402_300_799_999_999))
 
 
+def _zero_byte(texts: pa.ChunkedArray) -> bool:
+    """Look for a zero byte in the texts' buffers: many times quicker than asking row by row, and almost always enough."""
+    buffers = [chunk.buffers()[2] for chunk in texts.chunks]
+    return any(buffer is not None and b"\0" in buffer.to_pybytes() for buffer in buffers)
+
+
 def _nul_inside(column: pa.ChunkedArray) -> Any:
     """True where a list's or map's texts hold a NUL character; almost always one look at the flat texts is enough."""
     array = column.combine_chunks()
     flat = [array.keys, array.items] if pa.types.is_map(array.type) else [array.flatten()]
-    if not any(pc.any(pc.match_substring(texts, "\0")).as_py() for texts in flat):
+    if not any(_zero_byte(pa.chunked_array([texts])) for texts in flat):
         return pa.array(np.zeros(len(array), bool))
     rows = [[text for entry in row or () for text in ((entry,) if isinstance(entry, str) else entry)] for row in array.to_pylist()]
     return pa.array([any("\0" in text for text in texts if text) for texts in rows])

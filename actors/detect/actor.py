@@ -93,7 +93,7 @@ class Detect(Actor):
         if drain or now >= state.snapshot_due_s:
             state.snapshot_due_s = now + SNAPSHOT_EVERY_S
             snapshot = DetectorSnapshot(claim.epoch, batch.after, self._version, b"{}")
-        return Flags(anomalies, snapshot)
+        return Flags(anomalies.to_numpy(), snapshot)
 
     def _refuse_older(self, claim: PartitionClaim) -> None:
         state = self._states.get((claim.topic, claim.partition))

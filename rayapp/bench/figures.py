@@ -83,6 +83,7 @@ def figures_of(
         "slip_p99_ms": summary["slip_p99_ms"],
         "cpu_s_per_m": per_million,
         "rss_mb": {name: cost.rss_mb for name, cost in bill.components.items()},
+        "pss_mb": {name: cost.pss_mb for name, cost in bill.components.items()},
         "seconds": seconds,
         "valid": not reasons,
         "invalid_because": reasons,

@@ -57,6 +57,7 @@ class Cost:
     cpu_s: float
     rss_mb: float
     rss_growth_mb: float
+    pss_mb: float
 
 
 @dataclass(frozen=True)
@@ -153,11 +154,16 @@ class Sampler:
         return Bill(
             seconds=seconds,
             components={
-                name: Cost(round(cpu_s[name], 3), round(max(series.rss_bytes) / 1e6, 1), growth_mb(series.times_s, series.rss_bytes))
+                name: Cost(
+                    cpu_s=round(cpu_s[name], 3),
+                    rss_mb=round(max(series.rss_bytes) / 1e6, 1),
+                    rss_growth_mb=growth_mb(series.times_s, series.rss_bytes),
+                    pss_mb=round(pss_mb[name], 1),
+                )
                 for name, series in sorted(self._series.items())
             },
             total_rss_mb=round(max(self._total_rss) / 1e6, 1),
-            total_pss_mb=pss_mb,
+            total_pss_mb=round(sum(pss_mb.values()), 1),
             pss_missing=missing,
             samples=len(self._total_rss),
         )
@@ -185,18 +191,20 @@ class Sampler:
             self._series[name].rss_bytes.append(total)
         self._total_rss.append(sum(rss.values()))
 
-    def _pss_mb(self) -> tuple[float, int]:
-        total_bytes, missing = 0, 0
+    def _pss_mb(self) -> tuple[dict[str, float], int]:
+        """Return PSS by component at the last sample, and of how many processes we may not read it."""
+        total_bytes: dict[str, int] = defaultdict(int)
+        missing = 0
         processes = read_processes()
-        for pid in self._living:
+        for pid, name in self._living.items():
             try:
                 lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-                total_bytes += next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) * 1024
+                total_bytes[name] += next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) * 1024
             except (OSError, StopIteration, ValueError):
                 if pid in processes:
-                    total_bytes += processes[pid].rss_bytes
+                    total_bytes[name] += processes[pid].rss_bytes
                     missing += 1
-        return round(total_bytes / 1e6, 1), missing
+        return defaultdict(float, {name: total / 1e6 for name, total in total_bytes.items()}), missing
 
 
 def growth_mb(times_s: list[float], rss_bytes: list[int]) -> float:

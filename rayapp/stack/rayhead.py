@@ -24,6 +24,7 @@ from rayapp.stack.passwords import read_password
 from rayapp.stack.ports import LOOPBACK, free_ports
 from rayapp.stack.processes import ServerProcess
 from rayapp.stack.state import RayState
+from rayapp.stack.warden import HELD
 
 # Only what has a fixed default; the raylet chooses its other ports when it binds them, which cannot fail.
 PORT_FLAGS = (
@@ -107,9 +108,10 @@ class RayHead:
         """One warden, which holds all of Ray's processes."""
         # Ray opens its folder to everybody (0777), so it lies in one that only we can enter; the names
         # are short because Ray's socket paths below it come close to the limit of 107 bytes.
-        folder = self._layout.run / "p" / "r"
+        folder = self._folder
         folder.parent.mkdir(mode=0o700, exist_ok=True)
         folder.mkdir(mode=0o700, exist_ok=True)
+        (folder / HELD).unlink(missing_ok=True)
         ray = [
             sys.executable,
             "-m",
@@ -133,6 +135,8 @@ class RayHead:
 
     def ask(self) -> str:
         """It serves when the dashboard, asked with the token, lists a living node and takes jobs."""
+        if not (self._folder / HELD).exists():
+            return "`ray start` has not returned"
         token = read_password(self._token_file) if self._auth_mode == "token" else ""
         status, answer = ask_http(f"{self._dashboard}/nodes?view=summary", token=token)
         if status != 200:
@@ -157,6 +161,10 @@ class RayHead:
             num_cpus=self._options.ray_num_cpus,
             log=str(self._layout.log("ray")),
         )
+
+    @property
+    def _folder(self) -> Path:
+        return self._layout.run / "p" / "r"
 
     @property
     def _dashboard(self) -> str:

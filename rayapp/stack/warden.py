@@ -28,6 +28,7 @@ START_POLL_S = 0.25
 START_ATTEMPTS = 2
 HOLD_POLL_S = 5.0
 LAST_LINES = 8
+HELD = "held"
 UNUSED = "ray.util.client.server"
 
 
@@ -155,13 +156,16 @@ def main(command: list[str]) -> int:
     parent_pid = os.getppid()
     # Blocked, so that none is lost between two waits; children get the mask back as it was.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD, *STOP_SIGNALS})
-    code: int | None = 0
+    held = Path(HELD)
     for _attempt in range(START_ATTEMPTS):
+        held.unlink(missing_ok=True)
         starter = subprocess.Popen(command, preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_SETMASK, before))  # noqa: PLW1509 - there is no other thread
         code = begin(starter, parent_pid)
         if code is None:
             end_unused()
+            held.touch()  # from here on a death is a death: nothing is started again
             code = hold(parent_pid)
+            held.unlink(missing_ok=True)
             break
         if code == 0:
             break  # told to stop
@@ -169,7 +173,7 @@ def main(command: list[str]) -> int:
         # agent, or finds a port taken (both seen at load 20 on two cores): once more, from nothing.
         end_all()
     end_all()
-    return code
+    return code or 0
 
 
 if __name__ == "__main__":

@@ -27,9 +27,9 @@ def batch(before: int, after: int, *, epoch: int = 2, partition: int = 0) -> Bat
 
 def test_flags_come_one_a_row(detect: Detect) -> None:
     """Each row gets its flag, in the batch's order, and the next batch continues."""
-    assert detect.detect(batch(0, 3)).anomalies.to_pylist() == [False, True, False]
-    assert detect.detect(batch(3, 4)).anomalies.to_pylist() == [True]
-    assert detect.detect(batch(4, 4)).anomalies.to_pylist() == []
+    assert detect.detect(batch(0, 3)).anomalies.tolist() == [False, True, False]
+    assert detect.detect(batch(3, 4)).anomalies.tolist() == [True]
+    assert detect.detect(batch(4, 4)).anomalies.tolist() == []
 
 
 @pytest.mark.parametrize("wrong", [batch(1, 2), batch(0, 1, epoch=3), batch(0, 1, partition=1)])
@@ -37,7 +37,7 @@ def test_batch_that_does_not_continue_is_out_of_step(detect: Detect, wrong: Batc
     """Another position, an epoch nobody restored or an unknown partition is refused, and the state stays."""
     with pytest.raises(OutOfStep):
         detect.detect(wrong)
-    assert detect.detect(batch(0, 1)).anomalies.to_pylist() == [False]
+    assert detect.detect(batch(0, 1)).anomalies.tolist() == [False]
 
 
 def test_same_batch_again_is_out_of_step(detect: Detect) -> None:
@@ -53,7 +53,7 @@ def test_lower_epoch_is_refused(detect: Detect) -> None:
         detect.detect(batch(0, 1, epoch=1))
     with pytest.raises(StaleClaim):
         detect.restore(claim(epoch=1), 7, None)
-    assert detect.detect(batch(0, 1)).anomalies.to_pylist() == [False]
+    assert detect.detect(batch(0, 1)).anomalies.tolist() == [False]
 
 
 def test_snapshot_is_of_the_position_after(detect: Detect) -> None:

@@ -6,6 +6,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+UV := $(VENV)/uv/bin/uv
 UV_VERSION := 0.13.9
 
 RATE ?= 2500
@@ -22,10 +23,12 @@ env: $(VENV)/.ready  ## Make the Python environment in .venv, exactly as locked
 
 $(VENV)/.ready: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make env PYTHON=/path/to/python3.11"; exit 4; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "run: apt-get install -y python3-venv"; exit 4; }
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv==$(UV_VERSION)"
-	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip sync --quiet --require-hashes --allow-empty-requirements requirements.lock
-	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --no-deps --no-build-isolation --editable .
+	@# uv lives in an environment of its own: a sync to the lock file would remove it from ours.
+	@test -x $(UV) || $(PYTHON) -m venv $(VENV)/uv || { echo "run: apt-get install -y python3-venv"; exit 4; }
+	@test -x $(UV) || $(VENV)/uv/bin/pip install --quiet --disable-pip-version-check "uv==$(UV_VERSION)"
+	@test -x $(BIN)/python || $(UV) venv --quiet --allow-existing --python "$$(command -v $(PYTHON))" $(VENV)
+	VIRTUAL_ENV=$(VENV) $(UV) pip sync --quiet --require-hashes requirements.lock
+	VIRTUAL_ENV=$(VENV) $(UV) pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
 .PHONY: servers
@@ -61,7 +64,7 @@ unit: env  ## Tests of pure logic alone, in seconds
 
 .PHONY: lock
 lock: env  ## Resolve the dependencies anew into requirements.lock
-	$(BIN)/uv pip compile --quiet pyproject.toml --group dev --generate-hashes --universal --python-version 3.11 --upgrade -o requirements.lock
+	$(UV) pip compile --quiet pyproject.toml --group dev --generate-hashes --universal --python-version 3.11 --upgrade -o requirements.lock
 
 .PHONY: clean
 clean:  ## Remove what was built (not the download cache)

@@ -23,6 +23,8 @@ from rayapp.stack.errors import ProgramMissing
 
 EXIT_COULD_NOT_RUN = 4
 EXIT_INTERRUPTED = 130
+PLAIN_WIDTH = 140
+"""A log has no width; without this, tables would be cut at 80."""
 
 _POSITIVE = click.FloatRange(min=0, min_open=True)
 _SHARE = click.FloatRange(0, 1)
@@ -100,6 +102,8 @@ def _pair(result: Any) -> tuple[dict[str, Any], int]:
 def _finish(work: Callable[[Console], tuple[dict[str, Any], int]], *, as_json: bool) -> NoReturn:
     """Run a command's work and end the process with its code, its figures as the last line."""
     console = Console(stderr=as_json)
+    if not console.is_terminal:
+        console.width = PLAIN_WIDTH
     with _terminable():
         try:
             figures, code = work(console)

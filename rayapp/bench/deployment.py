@@ -164,6 +164,8 @@ class Deployment:
         # What is kept is a pipeline that works: after an error or Ctrl-C nothing stays.
         self.keep = self.keep and error is None
         self.close()
+        if isinstance(error, KeyboardInterrupt):
+            self.discard()
 
     @contextlib.contextmanager
     def _ray(self) -> Iterator[str]:

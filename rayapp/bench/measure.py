@@ -138,17 +138,16 @@ def measure(session: PipelineSession, options: BenchOptions, console: Console) -
     session.latency.mark()
     before = session.look()
     latest = [before]
-    sampler = Sampler(lambda: session.roots(latest[0]))
-    sampler.start()
-    run = _simulate(session, options, options.seconds, "measured", options.seed)
-    with Ticker(console).running() as ticker:
-        while run.running:
-            latest[0] = look_again(session, latest[0])
-            ticker.show(progress_line(run, latest[0], before))
-            _wait_a_second(run)
-    summary = run.wait()
-    latest[0] = look_again(session, latest[0])
-    bill = sampler.stop()
+    with Sampler(lambda: session.roots(latest[0])) as sampler:
+        run = _simulate(session, options, options.seconds, "measured", options.seed)
+        with Ticker(console).running() as ticker:
+            while run.running:
+                latest[0] = look_again(session, latest[0])
+                ticker.show(progress_line(run, latest[0], before))
+                _wait_a_second(run)
+        summary = run.wait()
+        latest[0] = look_again(session, latest[0])
+        bill = sampler.stop()
     quiet = session.quiesce()
     return Measured(summary, bill, latest[0].stored - before.stored, quiet, Latency.of(session.latency.read()))
 
@@ -184,18 +183,26 @@ def print_result(console: Console, measured: Measured, verdict: Verdict, indepen
     print_table(console, "latency, intended send to commit (ms)", ("", "p50", "p95", "p99", "max", "readings"), rows)
     bill, cpu_s = measured.bill, cpu_seconds(measured.bill, measured.summary)
     costs = [
-        (name, figures["cpu_s_per_m"][name], f"{cpu_s[name] / bill.seconds:.3f}", f"{cost.rss_mb:.0f}", f"{cost.rss_growth_mb:+.1f}")
+        (
+            name,
+            f"{used:.2f}" if (used := figures["cpu_s_per_m"][name]) is not None else "",
+            f"{cpu_s[name] / bill.seconds:.3f}",
+            f"{cost.rss_mb:.0f}",
+            f"{cost.rss_growth_mb:+.1f}",
+            f"{cost.pss_mb:.0f}",
+        )
         for name, cost in bill.components.items()
     ]
     total = (
         "total",
-        figures["total_cpu_s_per_m"],
+        f"{figures['total_cpu_s_per_m']:.2f}",
         f"{figures['total_cores']:.3f}",
         f"{bill.total_rss_mb:.0f}",
-        f"PSS {bill.total_pss_mb:.0f}",
+        "",
+        f"{bill.total_pss_mb:.0f}",
     )
     title = f"cost over {bill.seconds:.0f} s, {measured.readings:,} readings"
-    print_table(console, title, ("component", "CPU s/M", "cores", "RSS MB", "growth MB"), [*costs, total])
+    print_table(console, title, ("component", "CPU s/M", "cores", "RSS MB", "growth MB", "PSS MB"), [*costs, total])
     print_verdict(console, verdict)
     for reason in figures["invalid_because"]:
         say(console, f"INVALID {reason}")

@@ -17,6 +17,8 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 import numpy as np
 
@@ -117,7 +119,7 @@ class _Series:
 
 
 class Sampler:
-    """Samples in a thread from `start` to `stop`.
+    """Samples in a thread, from entering the block until `stop` gives the bill; leaving the block ends the thread in any case.
 
     Args:
         roots: asked at every sample, so that replaced actors are found.
@@ -135,11 +137,15 @@ class Sampler:
         self._started_s = 0.0
         self._living: dict[int, str] = {}
 
-    def start(self) -> None:
-        """Begin the window."""
+    def __enter__(self) -> Self:
         self._started_s = time.monotonic()
         self._sample(first=True)
         self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._stop.set()
+        self._thread.join()
 
     def stop(self) -> Bill:
         """End the window and return the bill."""

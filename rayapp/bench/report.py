@@ -59,7 +59,8 @@ def say(console: Console, text: str) -> None:
 
 def print_table(console: Console, title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Print a small table: first column left, figures right."""
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="dim")
+    console.print(title, style="bold", highlight=False, markup=False)
+    table = Table(box=None, pad_edge=False, header_style="dim")
     for at, name in enumerate(columns):
         table.add_column(name, justify="left" if at == 0 else "right", no_wrap=True)
     for row in rows:

@@ -11,7 +11,7 @@ from typing import Any
 
 import psycopg2
 import pytest
-from builders import batch, reading
+from builders import batch, eventually, reading
 
 from actors.adapters.kafka import TopicIdentity
 from actors.adapters.postgres import Connection, connect
@@ -144,8 +144,8 @@ def test_writer_stopped_inside_copy_is_ended(claims: Claims, settings: Settings,
     held = claim(claims, settings, partition, "consume/0#1")
     stopped = StoppedInCopy(settings, held, lock_ledger=lock_ledger)
     alive = ("SELECT count(*) FROM pg_stat_activity WHERE pid = %s", (stopped.pid,))
-    while not owner.execute("SELECT 1 FROM pg_stat_activity WHERE pid = %s AND query LIKE 'COPY%%'", (stopped.pid,)):
-        assert stopped.thread.is_alive()
+    inside = ("SELECT 1 FROM pg_locks WHERE pid = %s AND relation = 'sensor_readings'::regclass AND mode = 'RowExclusiveLock'", (stopped.pid,))
+    assert eventually(lambda: bool(owner.execute(*inside)))
     started = time.monotonic()
     new = claim(claims, settings, partition, "consume/1#1")
 

@@ -13,7 +13,12 @@ from actors.adapters.registry import Registry
 from rayapp.config import RegistrySettings, Settings
 from rayapp.errors import DependencyUnavailable, IncompatibleSchema
 
-pytestmark = [pytest.mark.stack, pytest.mark.timeout(120)]
+pytestmark = [
+    pytest.mark.stack,
+    pytest.mark.timeout(120),
+    # An actor's registry client lives as long as the actor; here many are made, and their sockets close when they are collected.
+    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 
 @pytest.fixture

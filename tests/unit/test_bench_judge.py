@@ -109,7 +109,8 @@ def names(verdict: Verdict) -> list[str]:
 def test_an_honest_run_has_no_problem(case: Case) -> None:
     verdict = case.verdict()
     assert verdict.problems == []
-    assert verdict.ok and verdict.conserved
+    assert verdict.ok
+    assert verdict.conserved
     assert (verdict.sent, verdict.acked, verdict.unknown) == (20, 20, 0)
     assert verdict.readings_promised == verdict.readings_stored == 19 * 9
     assert (verdict.anomalies, verdict.anomalies_expected) == (1, 1)

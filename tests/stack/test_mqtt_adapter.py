@@ -1,0 +1,204 @@
+"""The MQTT adapter against a real Mosquitto: nothing acknowledged by itself, nothing lost between connections."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+
+import paho.mqtt.client as paho
+import pytest
+from builders import eventually
+from paho.mqtt.enums import CallbackAPIVersion
+
+from actors.adapters.mqtt import Delivery, MqttSession
+from rayapp.config import MqttSettings, Settings, read_secret
+from rayapp.errors import BrokerUnavailable, SessionTakenOver
+from rayapp.stack import StackState, enable_gateways
+
+pytestmark = [pytest.mark.stack, pytest.mark.timeout(120)]
+
+
+class Gateway:
+    """A publisher with the gateways' account; publish() returns when the broker acknowledged."""
+
+    def __init__(self, stack: StackState) -> None:
+        if not stack.mqtt.gateway_enabled:
+            enable_gateways(stack)
+        self.client = paho.Client(CallbackAPIVersion.VERSION2, client_id=f"gateway-{secrets.token_hex(4)}", protocol=paho.MQTTv5)
+        with open(stack.mqtt.gateway_password_file, encoding="utf-8") as file:
+            self.client.username_pw_set(stack.mqtt.gateway_username, file.read().strip())
+        self.client.connect(stack.mqtt.host, stack.mqtt.port)
+        self.client.loop_start()
+        assert eventually(self.client.is_connected)
+
+    def publish(self, topic: str, payloads: list[bytes]) -> None:
+        for info in [self.client.publish(topic, payload, qos=1) for payload in payloads]:
+            info.wait_for_publish(20)
+
+    def close(self) -> None:
+        self.client.disconnect()
+        self.client.loop_stop()
+
+
+@pytest.fixture(scope="module")
+def gateway(stack: StackState) -> Iterator[Gateway]:
+    """A gateway, let in."""
+    made = Gateway(stack)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def mqtt(settings: Settings) -> MqttSettings:
+    """Settings with a topic that only this test uses."""
+    return settings.mqtt.model_copy(update={"topics": (f"ruuvitag/{secrets.token_hex(4)}",)})
+
+
+@pytest.fixture
+def sessions() -> Iterator[list[MqttSession]]:
+    """Sessions that a test opened; they are closed and forgotten by the broker at its end."""
+    opened: list[MqttSession] = []
+    yield opened
+    for session in opened:
+        session.close()
+        session._settings = session._settings.model_copy(update={"session_expiry_s": 0})
+        session.connect()
+        session.close()
+
+
+@pytest.fixture
+def session(mqtt: MqttSettings, sessions: list[MqttSession]) -> MqttSession:
+    """A connected session with a share group of its own."""
+    name = f"tests-{secrets.token_hex(4)}"
+    made = MqttSession(mqtt, name, name)
+    made.connect()
+    sessions.append(made)
+    return made
+
+
+def receive(session: MqttSession, count: int) -> list[Delivery]:
+    """Return the next messages."""
+    found: list[Delivery] = []
+    assert eventually(lambda: bool(found.extend(session.pump(0.05)) or len(found) >= count)), found
+    return found
+
+
+def is_quiet(session: MqttSession) -> bool:
+    """True when nothing more comes within a fraction of a second."""
+    return not [delivery for _ in range(5) for delivery in session.pump(0.05)]
+
+
+def payloads(count: int, word: str = "") -> list[bytes]:
+    return [f"{word}{n}".encode() for n in range(count)]
+
+
+def test_messages_come_in_order_with_their_generation(session: MqttSession, gateway: Gateway, mqtt: MqttSettings) -> None:
+    """What a gateway published arrives whole, in order, as QoS 1 of this connection."""
+    gateway.publish(mqtt.topics[0], payloads(50))
+    found = receive(session, 50)
+
+    assert payloads(50) == [delivery.payload for delivery in found]
+    assert {(mqtt.topics[0], 1, session.generation)} == {(d.topic, d.qos, d.generation) for d in found}
+
+
+def test_unacknowledged_messages_come_again_after_a_reconnect(session: MqttSession, gateway: Gateway, mqtt: MqttSettings) -> None:
+    """Only what was acknowledged by hand is done; the rest is sent again under a new generation, and stale PUBACKs are dropped."""
+    gateway.publish(mqtt.topics[0], payloads(10))
+    found = receive(session, 10)
+    assert 0 == session.ack(found[:4])
+    session.connect()
+    again = receive(session, 6)
+
+    assert payloads(10)[4:] == [delivery.payload for delivery in again]
+    assert {found[0].generation + 1} == {delivery.generation for delivery in again}
+    assert 6 == session.ack(found[4:])
+    session.connect()
+    assert payloads(10)[4:] == [delivery.payload for delivery in receive(session, 6)]
+
+
+def test_acknowledged_messages_do_not_come_again(session: MqttSession, gateway: Gateway, mqtt: MqttSettings) -> None:
+    """After all PUBACKs a new connection is quiet."""
+    gateway.publish(mqtt.topics[0], payloads(300))
+    session.ack(receive(session, 300))
+    session.connect()
+
+    assert is_quiet(session)
+
+
+def test_broker_queues_while_the_slot_is_away(session: MqttSession, gateway: Gateway, mqtt: MqttSettings) -> None:
+    """Messages published between close and connect are delivered, those that come before SUBACK included."""
+    session.close()
+    gateway.publish(mqtt.topics[0], payloads(200, "away-"))
+    assert not session.subscribed
+    session.connect()
+
+    assert session.subscribed
+    assert payloads(200, "away-") == [delivery.payload for delivery in receive(session, 200)]
+
+
+def test_receive_maximum_holds_the_broker_back(mqtt: MqttSettings, gateway: Gateway, sessions: list[MqttSession]) -> None:
+    """No more messages come than the window allows, until some are acknowledged."""
+    name = f"tests-{secrets.token_hex(4)}"
+    session = MqttSession(mqtt.model_copy(update={"receive_maximum": 5}), name, name)
+    session.connect()
+    sessions.append(session)
+    gateway.publish(mqtt.topics[0], payloads(12))
+    first = receive(session, 5)
+
+    assert is_quiet(session)
+    assert 5 == len(first)
+    session.ack(first[:2])
+    assert payloads(12)[5:7] == [delivery.payload for delivery in receive(session, 2)]
+    assert is_quiet(session)
+
+
+def test_slots_share_the_messages(mqtt: MqttSettings, gateway: Gateway, sessions: list[MqttSession]) -> None:
+    """Two slots of one pipeline get each message once between them."""
+    name = f"tests-{secrets.token_hex(4)}"
+    pair = [MqttSession(mqtt, f"{name}-{n}", name) for n in range(2)]
+    for session in pair:
+        session.connect()
+        sessions.append(session)
+    gateway.publish(mqtt.topics[0], payloads(100))
+    found: list[list[Delivery]] = [[], []]
+
+    def all_there() -> bool:
+        for session, mine in zip(pair, found, strict=True):
+            mine.extend(session.pump(0.02))
+        return len(found[0]) + len(found[1]) >= 100
+
+    assert eventually(all_there)
+    assert sorted(payloads(100)) == sorted(delivery.payload for mine in found for delivery in mine)
+    assert all(found)
+
+
+def test_second_client_of_a_slot_takes_the_session_over(mqtt: MqttSettings, gateway: Gateway, session: MqttSession, sessions: list[MqttSession]) -> None:
+    """The first is told that it lost its session, which ends it; the second gets what was not acknowledged."""
+    gateway.publish(mqtt.topics[0], payloads(3))
+    receive(session, 3)
+    other = MqttSession(mqtt, session._client_id, session._client_id)
+    sessions.remove(session)
+    sessions.append(other)
+    other.connect()
+
+    with pytest.raises(SessionTakenOver):
+        eventually(lambda: bool(session.pump(0.05)))
+    assert not session.subscribed
+    assert payloads(3) == [delivery.payload for delivery in receive(other, 3)]
+
+
+def test_refused_account_is_said(mqtt: MqttSettings, settings: Settings) -> None:
+    """A wrong password is an error with the broker's reason, not a wait for ever."""
+    wrong = MqttSession(mqtt.model_copy(update={"username": "nobody"}), "tests-nobody", "tests-nobody")
+
+    assert read_secret(settings.mqtt.password_file, "mqtt.password_file")
+    with pytest.raises(BrokerUnavailable, match="refused"):
+        wrong.connect()
+
+
+def test_broker_away_is_said(mqtt: MqttSettings) -> None:
+    """Without a broker connect() fails at once and may be called again."""
+    away = MqttSession(mqtt.model_copy(update={"port": 9}), "tests-away", "tests-away")
+    for _ in range(2):
+        with pytest.raises(BrokerUnavailable):
+            away.connect()

@@ -105,7 +105,7 @@ class IngestSettings(Section):
 class BatchSettings(Section):
     """When a batch from Kafka to the database is cut, and how much may be under way."""
 
-    interval_s: float = Field(0.15, gt=0)
+    interval_s: float = Field(0.2, gt=0)
     max_rows: int = Field(20_000, ge=1)
     credit_bytes: int = Field(16 * 2**20, ge=2**20, description="per partition: held until write has committed")
 

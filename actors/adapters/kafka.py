@@ -215,8 +215,9 @@ class PartitionReader:
                 "enable.auto.offset.store": False,
                 "auto.offset.reset": "error",
                 "enable.partition.eof": True,
-                "fetch.wait.max.ms": 50,
-                "fetch.min.bytes": 1,
+                # A batch waits longer than this anyway; answering every small produce at once costs broker and client.
+                "fetch.wait.max.ms": 100,
+                "fetch.min.bytes": 128 * 1024,
                 "queued.max.messages.kbytes": 32 * 1024,
                 "queued.min.messages": 20_000,
                 "fetch.message.max.bytes": 2 * 2**20,

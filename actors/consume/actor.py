@@ -89,7 +89,7 @@ class Consume(Actor):
                     self._recover(flow)
         busy = bool(self._waiting)
         if not self.draining:
-            for fetched in self._reader.poll(self._settings.batch.max_rows, 0.01 if busy else 0.05):
+            for fetched in self._reader.poll(self._settings.batch.max_rows, 0.02 if busy else 0.05):
                 self._flows[fetched.partition].add(fetched, now)
         for flow in self._flows.values():
             self._cut(flow, now)

@@ -26,7 +26,8 @@ from rayapp.errors import RayappError
 from rayapp.files import project_file
 from rayapp.local import ray_environment, write_settings
 from rayapp.migrate import migrate
-from rayapp.stack import Stack, StackError, StackOptions, StackState, start_stack
+from rayapp.stack import Stack, StackError, StackNotRunning, StackOptions, StackState, load_state, start_stack, stop_stack
+from rayapp.stack.state import keeper_is_alive
 
 STOP_DEADLINE_S = 150.0
 
@@ -92,13 +93,29 @@ class Deployment:
         """Start the servers, unless they were given; `listen` gets the keeper's progress events."""
         if self._given is not None:
             return
-        running = start_stack(self._options, listen)
+        try:
+            running = start_stack(self._options, listen)
+        except KeyboardInterrupt:
+            # The keeper has ended everything; after a failure its logs would be wanted, after Ctrl-C nothing is.
+            self._remove_dead_stack()
+            raise
         if running.already_running:
             raise StackError(
                 f"dir={self.stack_folder}: a stack already runs there; stop it with `rayapp stack down --dir {self.stack_folder}`"
                 " or name another --dir"
             )
         self._stack = running
+
+    def _remove_dead_stack(self) -> None:
+        """Delete what a start left in the folder, unless somebody's stack lives there."""
+        try:
+            if not keeper_is_alive(load_state(self.stack_folder)):
+                stop_stack(self.stack_folder)
+        except StackNotRunning:
+            # A keeper that was broken off while starting takes it for a failure and leaves its logs.
+            shutil.rmtree(self.stack_folder / "logs", ignore_errors=True)
+            with contextlib.suppress(OSError):
+                self.stack_folder.rmdir()
 
     def prepare(self) -> None:
         """Bring the database to the current schema and write the settings."""

@@ -16,6 +16,7 @@ from typing import Any
 from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from rayapp.bench.verdict import Verdict
 
@@ -46,7 +47,7 @@ class Ticker:
         """Show figures; `view` replaces the line on a terminal."""
         line = "  ".join(f"{name} {value}" for name, value in figures.items())
         if self._live is not None:
-            self._live.update(view if view is not None else line)
+            self._live.update(view if view is not None else Text(line, no_wrap=True))
         elif time.monotonic() - self._printed_s >= self._every_s * 0.9:
             self._printed_s = time.monotonic()
             say(self._console, line)

@@ -74,6 +74,8 @@ def render_environment(auth_mode: str, token_file: Path, dashboard_metrics_port:
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_enable_worker_prestart": "0",
         "RAY_prestart_worker_first_driver": "0",
+        # Ray runs workers at nice 15; beside a broker and a database on the same cores they would wait for both.
+        "RAY_worker_niceness": "0",
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "2",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_DEDUP_LOGS": "0",

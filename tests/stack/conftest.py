@@ -14,10 +14,12 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from builders import eventually
 
 from actors.adapters.kafka import Topics
 from actors.adapters.postgres import Connection, connect
 from rayapp.config import Settings
+from rayapp.errors import KafkaUnavailable
 from rayapp.files import project_file
 from rayapp.local import write_settings
 from rayapp.migrate import migrate
@@ -59,16 +61,23 @@ def settings(migrated: StackState, tmp_path_factory: pytest.TempPathFactory) -> 
         {
             "pipeline": name,
             "kafka": {"topic": name, "dead_letter_topic": f"{name}-dlq", "group": name, "partitions": 3},
-            "mqtt": {"topics": [f"{name}/data"]},
         },
     )
 
 
 @pytest.fixture(scope="module")
 def topics(settings: Settings) -> Topics:
-    """The module's topics, made."""
+    """The module's topics, made, with a leader for every partition."""
     made = Topics(settings.kafka)
-    made.ensure()
+
+    def led() -> bool:
+        try:
+            made.ensure()
+            return len(made.offsets(settings.kafka.topic, 3)) == 3
+        except KafkaUnavailable:  # the brokers need a moment to know a new topic and who leads it
+            return False
+
+    assert eventually(led)
     return made
 
 

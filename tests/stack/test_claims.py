@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import threading
 import time
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from rayapp.errors import DatabaseUnavailable, DataLoss, StaleClaim, StaleDriver
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(120)]
 
+ZOMBIE = f"zombie-{secrets.token_hex(6)}"
 IDENTITY = TopicIdentity("cluster", "topic-id", 1000)
 
 
@@ -72,7 +74,7 @@ def test_zombie_writer_stores_nothing(claims: Claims, settings: Settings, owner:
     """After a partition was claimed away, the old owner's next batch fails and the new owner's is stored."""
     writer = Write("write/0#1", settings)
     old = claim(claims, settings, 2, "consume/0#1")
-    rows = [reading(offset, mac="02:00:00:00:00:02", timestamp=now_us()) for offset in range(1)]
+    rows = [reading(offset, mac=ZOMBIE, timestamp=now_us()) for offset in range(1)]
     assert Outcome.STORED is writer.write(batch(rows, 0, 1, held=old)).outcome
     new = claim(claims, settings, 2, "consume/1#1")
     later = [{**rows[0], "offset": 1, "timestamp": rows[0]["timestamp"] + 1}]
@@ -82,7 +84,7 @@ def test_zombie_writer_stores_nothing(claims: Claims, settings: Settings, owner:
     with pytest.raises(StaleClaim):  # and with a new one it is told so
         writer.write(batch(later, 1, 2, held=old))
     assert Outcome.STORED is writer.write(batch(later, 1, 2, held=new)).outcome
-    assert [(2,)] == owner.execute("SELECT count(*) FROM sensor_readings WHERE device_id LIKE %s", ("02:00:00:00:00:02%",))
+    assert [(2,)] == owner.execute("SELECT count(*) FROM sensor_readings WHERE device_id LIKE %s", (f"{ZOMBIE}%",))
 
 
 def test_writer_cannot_register_under_another_claim(claims: Claims, settings: Settings, connections: list[Connection]) -> None:

@@ -44,7 +44,7 @@ class Claims:
         """Raise the pipeline's driver_epoch and return it; the driver before us finds out at its next claim or beat."""
         rows = self._connection.execute(
             "INSERT INTO pipelines (pipeline, driver_epoch, driver_id) VALUES (%s, 1, %s) ON CONFLICT (pipeline) DO UPDATE"
-            " SET driver_epoch = pipelines.driver_epoch + 1, driver_id = EXCLUDED.driver_id, started_at = now(), heartbeat_at = now()"
+            " SET driver_epoch = pipelines.driver_epoch + 1, driver_id = EXCLUDED.driver_id, started_at = now(), heartbeat_at = now(), status = '{}'"
             " RETURNING driver_epoch",
             (self._pipeline, self._driver_id),
         )

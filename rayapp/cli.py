@@ -46,26 +46,26 @@ class _LazyGroup(click.Group):
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="rayapp")
 def cli() -> None:
-    r"""RuuviTag readings: MQTT → Kafka → anomaly detection → TimescaleDB, exactly once, on Ray.
+    """RuuviTag readings: MQTT → Kafka → anomaly detection → TimescaleDB, exactly once, on Ray.
 
     \b
     Examples:
       rayapp stack up --ray              real servers on this machine, loopback only
       rayapp submit --config rayapp.yaml --address http://127.0.0.1:8265
       rayapp status --config rayapp.yaml
-    """
+    """  # noqa: D301 - click wants the backspace itself
 
 
 @cli.command()
 @_config
 def run(config: Path | None) -> None:
-    r"""Drive the pipeline until SIGTERM, then drain and exit 0 (the entrypoint of the Ray job).
+    """Drive the pipeline until SIGTERM, then drain and exit 0 (the entrypoint of the Ray job).
 
     \b
     Example:
       ray job submit -- python -m rayapp run --config rayapp.yaml
     Exit codes: 0 drained, 2 configuration or schema refused, 3 a server is away, 4 another driver took over.
-    """
+    """  # noqa: D301 - click wants the backspace itself
     from rayapp import driver
 
     log_to_stderr()
@@ -78,13 +78,13 @@ def run(config: Path | None) -> None:
 @click.option("--job-id", default=None, help="Submission id; default: the pipeline's name and a random part.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def submit(config: Path | None, address: str, job_id: str | None, as_json: bool) -> None:
-    r"""Submit the pipeline as a Ray job that is given time to drain when it is stopped.
+    """Submit the pipeline as a Ray job that is given time to drain when it is stopped.
 
     \b
     Example:
       rayapp submit --config rayapp.yaml --address http://127.0.0.1:8265
       ray job stop JOB_ID --address http://127.0.0.1:8265      drains, then ends
-    """
+    """  # noqa: D301 - click wants the backspace itself
     from rayapp import jobs
 
     settings = load_settings(config)

@@ -108,12 +108,19 @@ class MqttSession:
             )
         except OSError as error:
             raise BrokerUnavailable(f"mqtt {self._settings.host}:{self._settings.port}: {error}; will try again") from error
-        deadline = time.monotonic() + timeout_s
+        try:
+            self._await_suback(time.monotonic() + timeout_s)
+        except BaseException:
+            self.close()
+            raise
+
+    def _await_suback(self, deadline_s: float) -> None:
+        """Turn the socket until the subscription is granted."""
         while not self._subscribed:
             if self._refused is not None:
                 raise BrokerUnavailable(f"mqtt slot {self._client_id}: {self._refused}; will try again")
-            if time.monotonic() > deadline:
-                raise BrokerUnavailable(f"mqtt slot {self._client_id}: no SUBACK within {timeout_s} s; will try again")
+            if time.monotonic() > deadline_s:
+                raise BrokerUnavailable(f"mqtt slot {self._client_id}: no SUBACK in time; will try again")
             self._turn_socket(0.05)
 
     def pump(self, timeout_s: float) -> list[Delivery]:
@@ -172,6 +179,9 @@ class MqttSession:
 
     def _raise_closed(self) -> NoReturn:
         self._subscribed = False
+        if self._refused is not None:
+            # A refusal closes the socket too; what a person needs to read is the broker's reason.
+            raise BrokerUnavailable(f"mqtt slot {self._client_id}: {self._refused}; will try again")
         if self._closed == SESSION_TAKEN_OVER:
             raise SessionTakenOver(f"mqtt slot {self._client_id}: another client uses this client id; this actor ends")
         raise BrokerUnavailable(f"mqtt slot {self._client_id}: connection lost (reason {self._closed}); will try again")

@@ -7,11 +7,14 @@ words, because that is what the person at the start needs.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from confluent_kafka.schema_registry import Schema, SchemaRegistryClient
 from confluent_kafka.schema_registry.error import SchemaRegistryError
 
 from rayapp.config import RegistrySettings
-from rayapp.errors import DependencyUnavailable, IncompatibleSchema
+from rayapp.errors import DependencyUnavailable, IncompatibleSchema, RayappError
 
 
 class Registry:
@@ -28,25 +31,18 @@ class Registry:
             IncompatibleSchema: the registry holds versions that this schema would break, or calls it invalid.
             DependencyUnavailable: the registry does not answer.
         """
-        try:
+        with self._answering():
             # Set per subject: a registry's global default may be NONE (Apicurio's is).
             self._client.set_compatibility(subject_name=subject, level="BACKWARD")
-        except SchemaRegistryError as error:
-            if error.http_status_code >= 500:
-                raise DependencyUnavailable(f"schema registry {self._url}: {error}") from error
-        except OSError as error:
-            raise DependencyUnavailable(f"schema registry {self._url} does not answer: {error}") from error
-        try:
-            return int(self._client.register_schema(subject, Schema(schema, "AVRO")))
-        except SchemaRegistryError as error:
-            if error.http_status_code in (409, 422):
+            try:
+                return int(self._client.register_schema(subject, Schema(schema, "AVRO")))
+            except SchemaRegistryError as error:
+                if error.http_status_code not in {409, 422}:
+                    raise
                 raise IncompatibleSchema(
                     f"schema registry {self._url} refuses our schema for subject {subject}: {error.error_message}. "
                     f"Nothing was started. Compare schemas/{subject}.avsc with the registered versions; new fields need defaults."
                 ) from error
-            raise DependencyUnavailable(f"schema registry {self._url}: {error}") from error
-        except OSError as error:
-            raise DependencyUnavailable(f"schema registry {self._url} does not answer: {error}") from error
 
     def schema_text(self, schema_id: int) -> str | None:
         """Return a schema's text, or None when the registry knows no such id.
@@ -54,11 +50,24 @@ class Registry:
         Raises:
             DependencyUnavailable: the registry does not answer.
         """
-        try:
-            return str(self._client.get_schema(schema_id).schema_str)
-        except SchemaRegistryError as error:
-            if error.http_status_code == 404:
+        with self._answering():
+            try:
+                return str(self._client.get_schema(schema_id).schema_str)
+            except SchemaRegistryError as error:
+                if error.http_status_code != 404:
+                    raise
                 return None
-            raise DependencyUnavailable(f"schema registry {self._url}: {error}") from error
-        except OSError as error:
-            raise DependencyUnavailable(f"schema registry {self._url} does not answer: {error}") from error
+
+    @contextmanager
+    def _answering(self) -> Iterator[None]:
+        """Turn what the client raises for a registry that is away into DependencyUnavailable.
+
+        Broad, because the client lets its HTTP library's errors through, and
+        which library that is has changed with its versions.
+        """
+        try:
+            yield
+        except RayappError:
+            raise
+        except Exception as error:
+            raise DependencyUnavailable(f"schema registry {self._url} does not answer: {error}; will try again") from error

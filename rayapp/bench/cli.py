@@ -51,15 +51,17 @@ _SHARE = click.FloatRange(0, 1)
 @click.option("--keep", is_flag=True, help="Leave servers and job running.")
 @click.option("--plant", type=click.Choice(KINDS), default=None, help="Plant this fault before judging, to see the judge fail (exit 1).")
 def bench(folder: Path, as_json: bool, plant: str | None, **options: Any) -> None:
-    r"""Measure the pipeline on real servers of its own: latency, cost, and whether every promise was kept.
+    """Measure the pipeline on real servers of its own: latency, cost, and whether every promise was kept.
 
     \b
     Example:
       rayapp bench --rate 2500 --seconds 60
       rayapp bench --seconds 5 --plant lost        must exit 1
+
+    \b
     Exit codes: 0 all promises kept and the run was valid; 1 a promise was broken; 3 the run was
     invalid (the load slipped, samples are missing, ...); 4 it could not be run.
-    """
+    """  # noqa: D301 - click wants the backspace itself
     from rayapp.bench.measure import BenchOptions, run_bench
 
     chosen = BenchOptions(folder=folder, plant=plant or "", **options)
@@ -81,14 +83,16 @@ def bench(folder: Path, as_json: bool, plant: str | None, **options: Any) -> Non
 @click.option("--json", "as_json", is_flag=True, help="Only the JSON object on standard output; the rest goes to standard error.")
 @click.option("--keep", is_flag=True, help="Leave servers and job running, and say how to look around.")
 def demo(folder: Path, as_json: bool, **options: Any) -> None:
-    r"""Show the whole pipeline, from nothing: servers, job, gateways, a table of what happened, everything stopped again.
+    """Show the whole pipeline, from nothing: servers, job, gateways, a table of what happened, everything stopped again.
 
     \b
     Example:
       rayapp demo
       rayapp demo --seconds 15 --keep
+
+    \b
     Exit codes: 0 nothing lost, doubled or foreign, and everything was checked; 1 not so; 4 it could not be run.
-    """
+    """  # noqa: D301 - click wants the backspace itself
     from rayapp.bench.demo import DemoOptions, run_demo
 
     chosen = DemoOptions(folder=folder, **options)

@@ -27,7 +27,7 @@ class Measured:
     """What the measured run itself gave.
 
     Attributes:
-        readings: stored during the window of the bill.
+        readings: stored during the window of the bill; what was stored later is the backlog, and not in cpu_s_per_m.
         writer: the writers' own record.
     """
 
@@ -85,6 +85,7 @@ def figures_of(
         "rss_mb": {name: cost.rss_mb for name, cost in bill.components.items()},
         "pss_mb": {name: cost.pss_mb for name, cost in bill.components.items()},
         "seconds": seconds,
+        "backlog_readings": max(0, stored - measured.readings),
         "valid": not reasons,
         "invalid_because": reasons,
         "writer_p99_ms": measured.writer.p99_ms,

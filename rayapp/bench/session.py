@@ -40,7 +40,7 @@ from rayapp.bench.processes import Roots
 from rayapp.bench.sent import Sent, read_sent
 from rayapp.bench.simulator import Simulation, build_simulator
 from rayapp.bench.verdict import Verdict
-from rayapp.bench.watch import View, Watch
+from rayapp.bench.watch import View, Watch, is_actor, is_alive
 from rayapp.errors import DependencyUnavailable, RayappError
 from rayapp.stack import StackState, enable_gateways, process_ids
 
@@ -295,23 +295,3 @@ class PipelineSession(Deployment):
                 asked_job_s = now
                 self.require_job()
             time.sleep(POLL_S)
-
-
-def is_actor(pid: int) -> bool:
-    """Say whether a process is a living actor of Ray's, and not a pid used again."""
-    try:
-        process = psutil.Process(pid)
-        return process.status() != psutil.STATUS_ZOMBIE and process.cmdline()[:1] != [] and process.cmdline()[0].startswith("ray::")
-    except psutil.NoSuchProcess:
-        return False
-
-
-def is_alive(view: View) -> bool:
-    """Say whether the driver and an actor in every slot live on this machine."""
-    pids = view.pids()
-    return (
-        view.driver_pid is not None
-        and psutil.pid_exists(view.driver_pid)
-        and set(pids) == set(view.slots)
-        and all(map(is_actor, pids.values()))
-    )

@@ -11,6 +11,8 @@ import contextlib
 from dataclasses import dataclass, field
 from typing import Any
 
+import psutil
+
 from actors.adapters.kafka import Topics
 from actors.adapters.postgres import Connection, connect
 from rayapp.config import Settings
@@ -117,3 +119,23 @@ class Watch:
             with contextlib.suppress(DatabaseUnavailable):
                 self.close()
             raise
+
+
+def is_actor(pid: int) -> bool:
+    """Say whether a process is a living actor of Ray's, and not a pid used again."""
+    try:
+        process = psutil.Process(pid)
+        return process.status() != psutil.STATUS_ZOMBIE and process.cmdline()[:1] != [] and process.cmdline()[0].startswith("ray::")
+    except psutil.NoSuchProcess:
+        return False
+
+
+def is_alive(view: View) -> bool:
+    """Say whether the driver and an actor in every slot live on this machine."""
+    pids = view.pids()
+    return (
+        view.driver_pid is not None
+        and psutil.pid_exists(view.driver_pid)
+        and set(pids) == set(view.slots)
+        and all(map(is_actor, pids.values()))
+    )

@@ -290,7 +290,7 @@ def test_ledger_outside_the_log_is_data_loss(world: World, low: int, position: i
 def test_credit_stops_fetching_until_write_commits(monkeypatch: pytest.MonkeyPatch) -> None:
     """A partition over its credit is paused and resumed, its bytes held stay within one fetch of the credit, and all is stored."""
     world = World(monkeypatch, credit_bytes=2**20, max_rows=4)
-    big = {"building": "x" * 300_000}
+    big = {"unit": "x" * 300_000}
     world.log.append(0, *[now_record(**big) for _ in range(20)])
     world.downstream.hold = {"write"}
     most = 0

@@ -64,7 +64,9 @@ class World:
 
     def sequences(self) -> list[int]:
         """Return the sequence numbers of the temperature readings in Kafka, in order."""
-        bodies = [value[5:] for topic, _, key, value in self.producer.taken if topic == "iot-sensor-data" and str(key).endswith("_temperature")]
+        bodies = [
+            value[5:] for topic, _, key, value in self.producer.taken if topic == "iot-sensor-data" and str(key).endswith("_temperature")
+        ]
         columns = codec().decode(bodies)
         assert columns is not None
         found: list[int] = columns.column(columns.schema.get_field_index("measurement_sequence")).to_pylist()

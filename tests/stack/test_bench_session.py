@@ -21,11 +21,11 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StackState]:
 
 
 def own_names(name: str) -> dict[str, Any]:
-    """Settings of a pipeline that shares servers: its own topics everywhere."""
+    """Settings of a pipeline that shares servers: its own topics everywhere (the broker lets `gateway` write below ruuvi/gateway/)."""
     return {
         "pipeline": name,
         "kafka": {"topic": name, "dead_letter_topic": f"{name}-dlq", "group": name},
-        "mqtt": {"topics": [f"ruuvi/{name}/data"]},
+        "mqtt": {"topics": [f"ruuvi/gateway/{name}"]},
     }
 
 
@@ -33,7 +33,7 @@ def test_kills_and_a_second_job_lose_nothing(servers: StackState, tmp_path: Path
     with PipelineSession(tmp_path, stack=servers, overrides=own_names("kills")) as session:
         session.start()
         session.wait_running(120)
-        run = session.simulate(rate=300, seconds=12, topic="ruuvi/kills/data")
+        run = session.simulate(rate=300, seconds=12, topic="ruuvi/gateway/kills")
         for slot in ("write/0", "ingest/0"):
             pid = session.kill_actor(slot)
             assert session.wait_replaced(slot, pid) != pid
@@ -47,7 +47,7 @@ def test_kills_and_a_second_job_lose_nothing(servers: StackState, tmp_path: Path
 
         session.resubmit()
         session.wait_running(120)
-        again = session.simulate(rate=100, seconds=3, topic="ruuvi/kills/data")
+        again = session.simulate(rate=100, seconds=3, topic="ruuvi/gateway/kills")
         again.wait()
         assert session.quiesce().quiet
         assert session.judge().ok
@@ -58,7 +58,7 @@ def test_the_judge_of_shared_servers_sees_its_own_tags_and_every_fault(servers: 
     with PipelineSession(tmp_path, stack=servers, overrides=own_names("beside")) as session:
         session.start()
         session.wait_running(120)
-        session.simulate(rate=100, seconds=4, topic="ruuvi/beside/data").wait()
+        session.simulate(rate=100, seconds=4, topic="ruuvi/gateway/beside").wait()
         assert session.quiesce().quiet
         assert session.judge().ok
         mac = session.sent().macs[0]

@@ -146,7 +146,10 @@ def test_writer_stopped_inside_copy_is_ended(claims: Claims, settings: Settings,
     held = claim(claims, settings, partition, "consume/0#1")
     stopped = StoppedInCopy(settings, held, lock_ledger=lock_ledger)
     alive = ("SELECT count(*) FROM pg_stat_activity WHERE pid = %s", (stopped.pid,))
-    inside = ("SELECT 1 FROM pg_locks WHERE pid = %s AND relation = 'sensor_readings'::regclass AND mode = 'RowExclusiveLock'", (stopped.pid,))
+    inside = (
+        "SELECT 1 FROM pg_locks WHERE pid = %s AND relation = 'sensor_readings'::regclass AND mode = 'RowExclusiveLock'",
+        (stopped.pid,),
+    )
     assert eventually(lambda: bool(owner.execute(*inside)))
     started = time.monotonic()
     new = claim(claims, settings, partition, "consume/1#1")

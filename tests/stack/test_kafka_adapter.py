@@ -77,7 +77,9 @@ def test_every_record_is_reported_once(settings: Settings, fill: Callable[[int, 
     assert before + 500 == topics.offsets(settings.kafka.topic, 3)[0][1]
 
 
-def test_full_queue_takes_a_part_and_goes_on(settings: Settings, topics: Topics, monkeypatch: pytest.MonkeyPatch, reader: PartitionReader) -> None:
+def test_full_queue_takes_a_part_and_goes_on(
+    settings: Settings, topics: Topics, monkeypatch: pytest.MonkeyPatch, reader: PartitionReader
+) -> None:
     """A batch that does not fit is taken up to a number; the rest offered again is neither lost nor doubled nor out of order."""
     real = adapter.Producer
     monkeypatch.setattr(adapter, "Producer", lambda conf: real(conf | {"queue.buffering.max.messages": 50}))
@@ -124,7 +126,9 @@ def test_largest_message_fits_as_a_dead_letter(settings: Settings, topics: Topic
     assert [] == reports.errors
 
 
-def test_rewind_really_rewinds(fill: Callable[[int, int], list[bytes]], reader: PartitionReader, topics: Topics, settings: Settings) -> None:
+def test_rewind_really_rewinds(
+    fill: Callable[[int, int], list[bytes]], reader: PartitionReader, topics: Topics, settings: Settings
+) -> None:
     """After start_at at an earlier offset, also before anything was fetched, exactly the log from there comes."""
     start = topics.offsets(settings.kafka.topic, 3)[2][1]
     expected = list(enumerate(fill(2, 300), start))
@@ -147,7 +151,9 @@ def test_end_is_told(fill: Callable[[int, int], list[bytes]], reader: PartitionR
     assert (low, high) == reader.log_bounds(0)
 
 
-def test_paused_partition_waits(fill: Callable[[int, int], list[bytes]], reader: PartitionReader, topics: Topics, settings: Settings) -> None:
+def test_paused_partition_waits(
+    fill: Callable[[int, int], list[bytes]], reader: PartitionReader, topics: Topics, settings: Settings
+) -> None:
     """A paused partition brings nothing while another goes on, and everything after it is resumed."""
     starts = {p: topics.offsets(settings.kafka.topic, 3)[p][1] for p in (0, 1)}
     for partition, start in starts.items():

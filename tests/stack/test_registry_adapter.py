@@ -86,9 +86,6 @@ def test_invalid_schema_is_refused(registry: Registry, subject: str) -> None:
         registry.register(subject, '{"type": "record"}')
 
 
-@pytest.mark.xfail(
-    reason="actors/adapters/registry.py catches OSError; confluent-kafka raises httpx2.ConnectError, which is none", strict=True
-)
 def test_registry_away_is_a_dependency_away(subject: str) -> None:
     """A registry that does not answer is waited for; it is no reason for an actor to die."""
     away = Registry(RegistrySettings(url="http://127.0.0.1:9"))

@@ -342,16 +342,24 @@ def test_ledger_cannot_miscount(one: Partition) -> None:
     assert "ledger_conserves" == refused.value.constraint
 
 
-def test_snapshot_is_stored_with_its_batch_or_not_at_all(one: Partition) -> None:
-    """The detector's state of a batch is there exactly when the batch is."""
+def test_snapshot_is_stored_in_the_transaction_of_its_batch(one: Partition) -> None:
+    """The detector's state of a batch is there exactly when the batch is, written by the same transaction as ledger and rows."""
+    seen = Ledger(one.owner, one.settings.pipeline)
     first, second = (DetectorSnapshot(one.claim.epoch, at, "v1", bytes([0, 255, at])) for at in (1, 2))
     one.write([one.row(0)], 0, 1, snapshot=first)
 
-    assert first == one.writer.ledger.load_snapshot(one.claim)
+    assert first == seen.load_snapshot(one.claim)
     assert Outcome.REJECTED is one.write([one.row(1, status="BROKEN")], 1, 2, snapshot=second).outcome
-    assert first == one.writer.ledger.load_snapshot(one.claim)
+    assert first == seen.load_snapshot(one.claim)
     one.write([one.row(1)], 1, 2, snapshot=second)
-    assert second == one.writer.ledger.load_snapshot(one.claim)
+    assert second == seen.load_snapshot(one.claim)
+    ((snapshot, ledger),) = one.owner.execute(
+        "SELECT s.xmin::text, l.xmin::text FROM detector_snapshots s JOIN ingest_ledger l USING (pipeline, topic, partition)"
+        " WHERE pipeline = %s AND partition = %s",
+        (one.settings.pipeline, one.number),
+    )
+    assert ledger == snapshot
+    assert [(ledger,)] == one.stored("xmin::text")[1:]
 
 
 HOSTILE = [

@@ -5,13 +5,22 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from rayapp.plan.assign import assign
 
 partition_sets = st.sets(st.integers(0, 60), max_size=40).map(sorted)
 slot_sets = st.sets(st.integers(0, 12), min_size=1, max_size=8).map(sorted)
+
+
+@st.composite
+def situations(draw: st.DrawFn) -> tuple[list[int], list[int], dict[int, int]]:
+    """Partitions, slots, and where the partitions are now: on some of the slots, unevenly, on slots that are gone, or nowhere."""
+    partitions, slots = draw(partition_sets), draw(slot_sets)
+    places = st.sampled_from([*slots[: draw(st.integers(1, len(slots)))], 99, None])
+    current = {partition: draw(places) for partition in partitions}
+    return partitions, slots, {partition: slot for partition, slot in current.items() if slot is not None}
 
 
 def fewest_moves(partitions: list[int], slots: list[int], current: dict[int, int]) -> int:
@@ -21,9 +30,11 @@ def fewest_moves(partitions: list[int], slots: list[int], current: dict[int, int
     return len(partitions) - sum(min(count, share + (1 if rank < extra else 0)) for rank, count in enumerate(held))
 
 
-@given(partition_sets, slot_sets, st.dictionaries(st.integers(0, 60), st.integers(0, 15)))
-def test_assignment_is_complete_even_and_moves_least(partitions: list[int], slots: list[int], current: dict[int, int]) -> None:
+@given(situations())
+@example(([0, 1, 2, 3], [0, 1, 2], {0: 0, 1: 0, 2: 1, 3: 1}))
+def test_assignment_is_complete_even_and_moves_least(situation: tuple[list[int], list[int], dict[int, int]]) -> None:
     """From any earlier state: one slot each, counts within one, and no even assignment would move fewer."""
+    partitions, slots, current = situation
     found = assign(partitions, slots, current)
     counts = Counter(found.values())
 
@@ -33,9 +44,10 @@ def test_assignment_is_complete_even_and_moves_least(partitions: list[int], slot
     assert fewest_moves(partitions, slots, current) == sum(current.get(p) != slot for p, slot in found.items())
 
 
-@given(partition_sets, slot_sets, st.dictionaries(st.integers(0, 60), st.integers(0, 15)))
-def test_nothing_moves_when_nothing_changed(partitions: list[int], slots: list[int], current: dict[int, int]) -> None:
+@given(situations())
+def test_nothing_moves_when_nothing_changed(situation: tuple[list[int], list[int], dict[int, int]]) -> None:
     """An assignment fed back in comes out the same."""
+    partitions, slots, current = situation
     found = assign(partitions, slots, current)
 
     assert found == assign(partitions, slots, found)

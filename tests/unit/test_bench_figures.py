@@ -129,7 +129,30 @@ def test_unknown_messages_and_missing_commit_times_are_invalid() -> None:
 
 def test_the_last_line_has_every_promised_key() -> None:
     figures = figures_of(60.0, measured(), VERDICT, LATENCY, 9, [])
-    wanted = ["rate_msgs_s", "readings_stored", "lost", "duplicates", "absorbed", "dead_lettered", "p50_ms", "p95_ms", "p99_ms", "max_ms", "slip_p99_ms", "cpu_s_per_m", "rss_mb", "seconds", "valid", "invalid_because", "writer_p99_ms", "total_rss_mb", "total_pss_mb", "foreign", "mismatched", "anomalies"]
+    wanted = [
+        "rate_msgs_s",
+        "readings_stored",
+        "lost",
+        "duplicates",
+        "absorbed",
+        "dead_lettered",
+        "p50_ms",
+        "p95_ms",
+        "p99_ms",
+        "max_ms",
+        "slip_p99_ms",
+        "cpu_s_per_m",
+        "rss_mb",
+        "seconds",
+        "valid",
+        "invalid_because",
+        "writer_p99_ms",
+        "total_rss_mb",
+        "total_pss_mb",
+        "foreign",
+        "mismatched",
+        "anomalies",
+    ]
     assert set(wanted) <= set(figures)
     assert figures["cpu_s_per_m"]["kafka"] == 1.0
     assert figures["cpu_s_per_m"]["simulator"] == 0.5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -84,6 +85,15 @@ def test_what_counts_as_another_place(change: dict[str, Any], differs: bool) -> 
     dimension.add([constants()], [None])
 
     assert [differs] == dimension.differs(table([reading(0) | change])).tolist()
+
+
+def test_null_is_not_empty() -> None:
+    """On a device without tags and metadata an empty list is the same and a null is not."""
+    dimension = DeviceDimension()
+    dimension.add([replace(constants(), tags=(), metadata={})], [None])
+    rows = [reading(0, tags=tags, device_metadata=metadata) for tags in ([], None) for metadata in ([], None)]
+
+    assert [False, True, True, True] == dimension.differs(table(rows)).tolist()
 
 
 def test_unknown_devices_keep_their_own() -> None:

@@ -70,6 +70,15 @@ class Flow(RuleBasedStateMachine):
         assert len(under_way.raw) <= max_rows
         self.last_after = under_way.after
 
+    @rule(sizes=st.lists(st.integers(0, 30), min_size=1, max_size=4), back=st.integers(0, 3), max_rows=st.integers(1, 4))
+    def go_round(self, sizes: list[int | None], back: int, max_rows: int) -> None:
+        """The usual case in one step: records arrive, some of them again, and a batch is cut and detected."""
+        self.append(sizes, 0)
+        self.fetch(back, len(sizes), at_end=False)
+        self.cut(max_rows)
+        if self.flow.first is not None:
+            self.flow.first.stage = Stage.READY
+
     @precondition(lambda self: self.flow.first is not None)
     @rule(stage=st.sampled_from([Stage.DETECT, Stage.READY]))
     def progress(self, stage: Stage) -> None:
@@ -142,6 +151,29 @@ def flow(**changes: object) -> PartitionFlow:
     started = PartitionFlow(claim(), 0, 0, CREDIT, **changes)  # type: ignore[arg-type]
     started.restart(0)
     return started
+
+
+def test_records_that_come_again_are_ignored() -> None:
+    """Records below the position, as a reader may bring them after a rewind, are not buffered a second time."""
+    one = flow()
+    one.add(Fetched(0, [0, 1], [b"a", b"b"], None), 0.0)
+    one.cut(0.0, 9)
+    one.add(Fetched(0, [0, 1, 2], [b"a", b"b", b"c"], None), 0.0)
+
+    assert ([2], 3) == (one.offsets, one.held_bytes)
+
+
+def test_second_batch_waits_while_one_is_in_write() -> None:
+    """A batch that is ready stays before write until the one in write has committed."""
+    one = flow()
+    for offset in (0, 1):
+        one.add(Fetched(0, [offset], [b"x"], None), 0.0)
+        one.cut(0.0, 1).stage = Stage.READY
+        moved = one.advance_to_write()
+        assert (offset == 0) == (moved is not None)
+    one.committed()
+    waiting = one.first
+    assert waiting is one.advance_to_write()
 
 
 def test_nothing_is_taken_before_the_ledger_was_read() -> None:

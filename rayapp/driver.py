@@ -44,7 +44,8 @@ def run(settings: Settings) -> int:
         DependencyUnavailable: a server is away at the start.
     """
     schema = reading_schema()
-    schema_id = Registry(settings.registry).register(f"{settings.kafka.topic}-value", schema)
+    with Registry(settings.registry) as registry:
+        schema_id = registry.register(f"{settings.kafka.topic}-value", schema)
     topics = Topics(settings.kafka)
     identity = topics.ensure()
     driver_id = f"{socket.gethostname()}/{os.getpid()}"

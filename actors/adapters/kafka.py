@@ -29,6 +29,8 @@ from confluent_kafka.cimpl import NewTopic
 from rayapp.config import KafkaSettings, read_secret
 from rayapp.errors import ConfigurationError, DataLoss, DeliveryFailed, KafkaUnavailable
 
+SETTLE_S = 15.0
+
 Report = Callable[[KafkaError | None, Any], None]
 
 
@@ -94,9 +96,22 @@ class Topics:
                 except KafkaException as error:
                     if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
                         raise
-            return self.identity()
         except KafkaException as error:
             raise KafkaUnavailable(f"kafka {settings.bootstrap_servers}: {error.args[0]}") from error
+        return self._settled_identity(SETTLE_S if missing else 0.0)
+
+    def _settled_identity(self, patience_s: float) -> TopicIdentity:
+        """Return the identity of topics made just now: for a moment brokers may not know them, or their leaders, yet."""
+        deadline = time.monotonic() + patience_s
+        while True:
+            try:
+                identity = self.identity()
+                self.offsets(self._settings.topic, identity.partitions)
+                return identity
+            except KafkaUnavailable:
+                if time.monotonic() > deadline:
+                    raise
+                self._admin.poll(0.1)
 
     def identity(self) -> TopicIdentity:
         """Return the readings topic's identity.

@@ -172,8 +172,10 @@ class MqttSession:
         if self._client is not None:
             self._client.on_disconnect = None
             self._client.disconnect()
-            if self._client.socket() is not None:
+            sock = self._client.socket()
+            if sock is not None:
                 self._client.loop_write()
+                sock.close()  # paho leaves it open when the goodbye could not be written
             self._client = None
         self._subscribed = False
 

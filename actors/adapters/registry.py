@@ -24,6 +24,16 @@ class Registry:
         self._url = settings.url
         self._client = SchemaRegistryClient({"url": settings.url})
 
+    def close(self) -> None:
+        """Close the HTTP connections; the object is unusable afterwards."""
+        self._client.close()
+
+    def __enter__(self) -> Registry:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
+
     def register(self, subject: str, schema: str) -> int:
         """Register `schema` under `subject` with BACKWARD compatibility and return its id; the same schema again is the same id.
 

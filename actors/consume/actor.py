@@ -48,7 +48,8 @@ class Consume(Actor):
     def __init__(self, name: str, settings: Settings, schema: str, schema_id: int) -> None:
         super().__init__(name)
         self._settings = settings
-        self._decoder = Decoder(Codec(schema), schema_id, Registry(settings.registry).schema_text)
+        self._registry = Registry(settings.registry)
+        self._decoder = Decoder(Codec(schema), schema_id, self._registry.schema_text)
         self._flows: dict[int, PartitionFlow] = {}
         self._waiting: dict[int, tuple[PartitionFlow, Callable[[PartitionFlow, Answer], None]]] = {}
         self._dead: deque[tuple[UnderWay, DeadLetter]] = deque()
@@ -78,6 +79,7 @@ class Consume(Actor):
             self._mirror(force=True)
         finally:
             self._reader.close()
+            self._registry.close()
         return self.report("drained")
 
     def _turn(self) -> None:

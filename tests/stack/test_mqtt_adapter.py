@@ -38,6 +38,9 @@ class Gateway:
     def close(self) -> None:
         self.client.disconnect()
         self.client.loop_stop()
+        left = self.client.socket()
+        if left is not None:
+            left.close()  # paho's thread may end before it has said goodbye
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -16,15 +17,14 @@ from rayapp.errors import DependencyUnavailable, IncompatibleSchema
 pytestmark = [
     pytest.mark.stack,
     pytest.mark.timeout(120),
-    # An actor's registry client lives as long as the actor; here many are made, and their sockets close when they are collected.
-    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 
 
 @pytest.fixture
-def registry(settings: Settings) -> Registry:
+def registry(settings: Settings) -> Iterator[Registry]:
     """The stack's registry."""
-    return Registry(settings.registry)
+    with Registry(settings.registry) as made:
+        yield made
 
 
 @pytest.fixture
@@ -46,8 +46,9 @@ def test_same_schema_is_the_same_id(registry: Registry, subject: str, settings: 
     schema_id = registry.register(subject, SCHEMA)
 
     assert schema_id == registry.register(subject, SCHEMA)
-    assert schema_id == Registry(settings.registry).register(subject, SCHEMA)
-    text = Registry(settings.registry).schema_text(schema_id)
+    with Registry(settings.registry) as again:
+        assert schema_id == again.register(subject, SCHEMA)
+        text = again.schema_text(schema_id)
     assert text
     assert "IoTSensorReading" == json.loads(text)["name"]
 
@@ -88,8 +89,8 @@ def test_invalid_schema_is_refused(registry: Registry, subject: str) -> None:
 
 def test_registry_away_is_a_dependency_away(subject: str) -> None:
     """A registry that does not answer is waited for; it is no reason for an actor to die."""
-    away = Registry(RegistrySettings(url="http://127.0.0.1:9"))
-    with pytest.raises(DependencyUnavailable):
-        away.schema_text(1)
-    with pytest.raises(DependencyUnavailable):
-        away.register(subject, SCHEMA)
+    with Registry(RegistrySettings(url="http://127.0.0.1:9")) as away:
+        with pytest.raises(DependencyUnavailable):
+            away.schema_text(1)
+        with pytest.raises(DependencyUnavailable):
+            away.register(subject, SCHEMA)

@@ -54,8 +54,14 @@ check: env  ## What needs no server: format, lint, types, import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+.PHONY: cmocka
+cmocka:
+	@test -e /usr/include/cmocka.h || { \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq libcmocka-dev; \
+	  else echo "the simulator's unit tests will be skipped; run: apt-get install -y libcmocka-dev"; fi; }
+
 .PHONY: test
-test: sim  ## The whole suite with real servers, from nothing
+test: sim cmocka  ## The whole suite with real servers, from nothing
 	@$(BIN)/python tests/run_all.py
 
 .PHONY: unit

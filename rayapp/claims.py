@@ -80,7 +80,7 @@ class Claims:
         Raises:
             StaleDriver: another driver took over.
         """
-        self._lock_pipeline()
+        self._require_driver()
         self._connection.count(
             "INSERT INTO slots (pipeline, role, slot, owner, driver_epoch) VALUES (%s, %s, %s, %s, %s)"
             " ON CONFLICT (pipeline, role, slot) DO UPDATE SET owner = EXCLUDED.owner, driver_epoch = EXCLUDED.driver_epoch, updated_at = now()",
@@ -105,6 +105,8 @@ class Claims:
                 break
             except LockTimeout:
                 self._connection.rollback()
+                # The lock may be a newer driver's, and the backend its healthy writer's: only the driver ends backends.
+                self._require_driver(for_update=False)
                 self._end_backend(self._registered_backend(topic, partition))
         else:
             raise DatabaseUnavailable(f"{topic}[{partition}]: the ledger row stays locked; will claim again")
@@ -117,7 +119,7 @@ class Claims:
     ) -> tuple[Claimed, tuple[int, object] | None]:
         connection = self._connection
         connection.execute(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}")
-        self._lock_pipeline()
+        self._require_driver()
         connection.count(
             "INSERT INTO ingest_ledger (pipeline, topic, partition, cluster_id, topic_id, next_offset) VALUES (%s, %s, %s, %s, %s, %s)"
             " ON CONFLICT DO NOTHING",
@@ -144,8 +146,10 @@ class Claims:
         connection.commit()
         return Claimed(int(epoch), int(next_offset)), (int(pid), start) if pid is not None else None
 
-    def _lock_pipeline(self) -> None:
-        rows = self._connection.execute("SELECT driver_epoch FROM pipelines WHERE pipeline = %s FOR UPDATE", (self._pipeline,))
+    def _require_driver(self, *, for_update: bool = True) -> None:
+        """Lock the pipeline row (or only read it) and compare the driver_epoch."""
+        lock = " FOR UPDATE" if for_update else ""
+        rows = self._connection.execute(f"SELECT driver_epoch FROM pipelines WHERE pipeline = %s{lock}", (self._pipeline,))
         if not rows or int(rows[0][0]) != self.driver_epoch:
             self._connection.rollback()
             raise StaleDriver(f"pipeline {self._pipeline}: driver epoch {self.driver_epoch} is over; this driver stops its actors")

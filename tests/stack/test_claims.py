@@ -249,3 +249,21 @@ def test_writer_role_cannot_claim(settings: Settings, claims: Claims, connection
     ):
         with pytest.raises(DatabaseUnavailable, match="42501"):
             connection.execute(sql)
+
+
+def test_stale_driver_waiting_for_the_pipeline_row_does_not_end_the_new_drivers_writer(
+    driver: Callable[[str], Claims], settings: Settings, connections: list[Connection]
+) -> None:
+    """A driver that was replaced and meets a locked pipeline row learns that it is stale, and no backend is ended."""
+    old, new = driver("old"), driver("new")
+    held = claim(new, settings, 9, "consume/0#new")
+    writer, lock = (connect(settings.database, account, application=f"tests {account}") for account in ("writer", "driver"))
+    connections.extend((writer, lock))
+    Ledger(writer, settings.pipeline).register(held)
+    lock.execute("SELECT 1 FROM pipelines WHERE pipeline = %s FOR UPDATE", (settings.pipeline,))
+
+    with pytest.raises(StaleDriver):
+        claim(old, settings, 9, "consume/0#old")
+
+    assert [(1,)] == writer.execute("SELECT 1")
+    assert 0 == Ledger(writer, settings.pipeline).next_offset(held)

@@ -151,7 +151,6 @@ class Settings(BaseSettings):
     batch: BatchSettings = BatchSettings()
     thresholds: ThresholdSettings = ThresholdSettings()
     place: PlaceSettings = PlaceSettings()
-    schema_dir: Path | None = None
     latency_dir: Path | None = Field(None, description="writers append each stored row's latency here (bench and demo)")
 
     @classmethod

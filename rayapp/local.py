@@ -16,12 +16,6 @@ import yaml
 
 from rayapp.config import Settings, load_settings
 from rayapp.stack import StackState
-from rayapp.stack.state import KafkaState, MqttState, PostgresState, RayState, RegistryState
-
-
-def component(state: StackState, name: str) -> Any:
-    """Return one component's state; raises KeyError when the stack has none of that name."""
-    return state.components[name]
 
 
 def write_settings(state: StackState, path: Path, overrides: Mapping[str, Any] | None = None) -> Settings:
@@ -30,10 +24,10 @@ def write_settings(state: StackState, path: Path, overrides: Mapping[str, Any] |
     Args:
         overrides: settings by section that win over what the stack says.
     """
-    kafka: KafkaState = component(state, "kafka")
-    registry: RegistryState = component(state, "registry")
-    mqtt: MqttState = component(state, "mqtt")
-    postgres: PostgresState = component(state, "postgres")
+    kafka = state.kafka
+    registry = state.registry
+    mqtt = state.mqtt
+    postgres = state.postgres
     content: dict[str, Any] = {
         "mqtt": {"host": mqtt.host, "port": mqtt.port, "username": mqtt.username, "password_file": mqtt.password_file},
         "kafka": {"bootstrap_servers": kafka.bootstrap_servers},
@@ -61,7 +55,7 @@ def write_settings(state: StackState, path: Path, overrides: Mapping[str, Any] |
 
 def ray_environment(state: StackState) -> dict[str, str]:
     """Return this process's environment plus how to reach the stack's Ray; authentication is always said explicitly."""
-    ray: RayState = component(state, "ray")
+    ray = state.ray
     environment = {**os.environ, "RAY_AUTH_MODE": ray.auth_mode, "RAY_ADDRESS": ray.dashboard_url}
     if ray.auth_mode == "token":
         environment["RAY_AUTH_TOKEN_PATH"] = ray.token_file

@@ -82,11 +82,9 @@ class Desired:
     """What the pipeline should look like.
 
     Attributes:
-        slots: how many slots each role has.
         stopping: drain everything in order and end.
     """
 
-    slots: dict[Role, int]
     stopping: bool
     start_timeout_s: float
     stall_timeout_s: float

@@ -107,7 +107,7 @@ class Supervisor:
 
     def _desired(self, *, stopping: bool) -> Desired:
         fleet = self._settings.fleet
-        return Desired(self._counts, stopping, fleet.start_timeout_s, fleet.stall_timeout_s, fleet.drain_timeout_s)
+        return Desired(stopping, fleet.start_timeout_s, fleet.stall_timeout_s, fleet.drain_timeout_s)
 
     def _name(self, slot: Slot) -> str:
         """Name of the slot's current incarnation, unique across drivers."""

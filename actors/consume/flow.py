@@ -30,9 +30,9 @@ class Stage(Enum):
     WRITE = auto()
 
 
-@dataclass
+@dataclass(eq=False)
 class UnderWay:
-    """One batch between fetch and commit.
+    """One batch between fetch and commit; two are the same only when they are one object.
 
     Attributes:
         raw: offset -> the record's bytes.
@@ -79,7 +79,6 @@ class PartitionFlow:
     paused: bool = False
     recovering: bool = True
     outstanding: int = 0
-    end: int | None = None
 
     def add(self, fetched: Fetched, now_s: float) -> None:
         """Buffer fetched records; an end beyond the last record (transaction markers) moves the position alone."""
@@ -94,12 +93,10 @@ class PartitionFlow:
             self.values.extend(values)
             self.buffered_bytes += sum(len(value) for value in values if value is not None)
             self.position = offsets[-1] + 1
-        if fetched.end is not None:
-            self.end = fetched.end
-            if fetched.end > self.position:
-                if not self.offsets:
-                    self.oldest_s = now_s
-                self.position = fetched.end
+        if fetched.end is not None and fetched.end > self.position:
+            if not self.offsets:
+                self.oldest_s = now_s
+            self.position = fetched.end
 
     def due(self, now_s: float, *, interval_s: float, max_rows: int, draining: bool) -> bool:
         """True when a batch should be cut now."""
@@ -140,7 +137,6 @@ class PartitionFlow:
     def restart(self, next_offset: int) -> None:
         """Go on from the ledger's position."""
         self.position = self.cut_position = next_offset
-        self.end = None
         self.paused = False
         self.recovering = False
 

@@ -18,7 +18,7 @@ Slots = dict[SlotKey, Slot]
 
 
 def desired(*, stopping: bool = False) -> Desired:
-    return Desired(dict.fromkeys(Role, 1), stopping, start_timeout_s=60.0, stall_timeout_s=30.0, drain_timeout_s=45.0)
+    return Desired(stopping, start_timeout_s=60.0, stall_timeout_s=30.0, drain_timeout_s=45.0)
 
 
 def fleet(state: SlotState = SlotState.RUNNING, **changes: Slot) -> Slots:

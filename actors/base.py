@@ -38,6 +38,8 @@ class Status:
         blocked_on: name of the dependency that is away, when state is BLOCKED.
         counters: totals since the actor started, by metric name.
         gauges: current values, by metric name.
+        halted: partition -> why it goes no further until an operator resumes it.
+        reasons: dead letters by reason.
     """
 
     name: str
@@ -47,6 +49,8 @@ class Status:
     blocked_on: str | None = None
     counters: dict[str, int] = field(default_factory=dict)
     gauges: dict[str, float] = field(default_factory=dict)
+    halted: dict[int, str] = field(default_factory=dict)
+    reasons: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,8 @@ class Actor:
         self._draining = threading.Event()
         self.counters: Counter[str] = Counter()
         self.gauges: dict[str, float] = {}
+        self.halted: dict[int, str] = {}
+        self.reasons: Counter[str] = Counter()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name})"
@@ -103,6 +109,8 @@ class Actor:
             blocked_on=self._blocked_on,
             counters=dict(self.counters),
             gauges=dict(self.gauges),
+            halted=dict(self.halted),
+            reasons=dict(self.reasons),
         )
 
     def report(self, reason: str) -> Report:

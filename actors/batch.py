@@ -12,7 +12,8 @@ pickle would send it, costs more than decoding it did.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -80,19 +81,29 @@ class Batch:
         table: columns READING_SCHEMA (or DETECT_COLUMNS on the way to detect).
         before: next offset before the batch.
         after: next offset once the batch is stored.
-        dead: records between the positions that went to the dead letters.
+        records: Kafka records between the positions, counted as they were read: rows and dead letters must add up to it.
+        dead_reasons: reason -> records between the positions that went to the dead letters.
         snapshot: detector state of exactly `after`, stored in the same transaction.
+        leader_epoch: of the last record, as far as known; tells a truncated log from a longer one.
     """
 
     claim: PartitionClaim
     table: pa.Table
     before: int
     after: int
-    dead: int = 0
+    records: int
+    dead_reasons: Mapping[str, int] = field(default_factory=dict)
     snapshot: DetectorSnapshot | None = None
+    leader_epoch: int | None = None
+
+    @property
+    def dead(self) -> int:
+        """All records that went to the dead letters."""
+        return sum(self.dead_reasons.values())
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _unpack, (self.claim, pack_table(self.table), self.before, self.after, self.dead, self.snapshot)
+        rest = (self.before, self.after, self.records, self.dead_reasons, self.snapshot, self.leader_epoch)
+        return _unpack, (self.claim, pack_table(self.table), rest)
 
 
 def pack_table(table: pa.Table) -> pa.Buffer:
@@ -108,8 +119,8 @@ def unpack_table(buffer: pa.Buffer) -> pa.Table:
     return pa.ipc.open_stream(buffer).read_all()
 
 
-def _unpack(claim: PartitionClaim, buffer: pa.Buffer, before: int, after: int, dead: int, snapshot: DetectorSnapshot | None) -> Batch:
-    return Batch(claim, unpack_table(buffer), before, after, dead, snapshot)
+def _unpack(claim: PartitionClaim, buffer: pa.Buffer, rest: tuple[Any, ...]) -> Batch:
+    return Batch(claim, unpack_table(buffer), *rest)
 
 
 @dataclass(frozen=True)

@@ -107,4 +107,5 @@ def batch(
     snapshot: DetectorSnapshot | None = None,
 ) -> Batch:  # fmt: skip
     """Return a batch of rows between two positions."""
-    return Batch(held or claim(), table(rows), before, after, dead, snapshot)
+    listed = list(rows)
+    return Batch(held or claim(), table(listed), before, after, len(listed) + dead, {"bad_value:test": dead} if dead else {}, snapshot)

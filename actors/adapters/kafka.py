@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 from confluent_kafka import (
@@ -19,6 +19,7 @@ from confluent_kafka import (
     Consumer,
     KafkaError,
     KafkaException,
+    Message,
     Producer,
     TopicCollection,
     TopicPartition,
@@ -30,6 +31,10 @@ from rayapp.config import KafkaSettings, read_secret
 from rayapp.errors import ConfigurationError, DataLoss, DeliveryFailed, KafkaUnavailable
 
 SETTLE_S = 15.0
+PARTITION_UA = -1
+"""librdkafka's word for: choose a partition."""
+LETTER_ID_HEADER = "dead_letter_id"
+"""On a record that was made from a dead letter: that letter's id."""
 
 Report = Callable[[KafkaError | None, Any], None]
 
@@ -175,10 +180,19 @@ class RecordProducer:
         messages = [{"key": key, "value": value, "callback": report} for key, value in zip(keys, values, strict=True)]
         return int(self._producer.produce_batch(topic, messages, partition=partition))
 
-    def produce_one(self, topic: str, value: bytes, headers: dict[str, bytes], report: Report) -> bool:
+    def produce_one(
+        self,
+        topic: str,
+        value: bytes,
+        headers: dict[str, bytes],
+        report: Report,
+        *,
+        key: bytes | str | None = None,
+        partition: int = PARTITION_UA,
+    ) -> bool:
         """Queue one record with headers; False when the queue is full."""
         try:
-            self._producer.produce(topic, value=value, headers=list(headers.items()), on_delivery=report)
+            self._producer.produce(topic, value=value, key=key, partition=partition, headers=list(headers.items()), on_delivery=report)
         except BufferError:
             return False
         return True
@@ -207,12 +221,16 @@ class Fetched:
 
     Attributes:
         end: offset of the partition's end when it was reached, else None.
+        letter_ids: offset -> id of the dead letter that a replayed record was; a new dead letter of it keeps that id.
+        leader_epoch: of the last record, None when unknown.
     """
 
     partition: int
     offsets: list[int]
     values: list[bytes | None]
     end: int | None = None
+    letter_ids: dict[int, str] = field(default_factory=dict)
+    leader_epoch: int | None = None
 
 
 class PartitionReader:
@@ -273,18 +291,28 @@ class PartitionReader:
         offsets: dict[int, list[int]] = {}
         values: dict[int, list[bytes | None]] = {}
         ends: dict[int, int] = {}
+        letter_ids: dict[int, dict[int, str]] = {}
+        leader_epochs: dict[int, int | None] = {}
         for record in records:
             error = record.error()
             partition = cast("int", record.partition())  # None only in a message that was never produced
             if error is None:
                 offsets.setdefault(partition, []).append(cast("int", record.offset()))
                 values.setdefault(partition, []).append(record.value())
+                leader_epochs[partition] = record.leader_epoch()
+                if record.headers():  # almost never: only what was made from a dead letter carries some
+                    letter_id = _header(record, LETTER_ID_HEADER)
+                    if letter_id is not None:
+                        letter_ids.setdefault(partition, {})[cast("int", record.offset())] = letter_id
             elif error.code() == KafkaError._PARTITION_EOF:
                 ends[partition] = cast("int", record.offset())
             elif error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
                 raise DataLoss(f"{self._topic}[{partition}]: the ledger's offset is not in the log ({error}); nothing was skipped")
             # Everything else (brokers down, leader moving) librdkafka retries by itself.
-        return [Fetched(p, offsets.get(p, []), values.get(p, []), ends.get(p)) for p in sorted(offsets.keys() | ends.keys())]
+        return [
+            Fetched(p, offsets.get(p, []), values.get(p, []), ends.get(p), letter_ids.get(p, {}), leader_epochs.get(p))
+            for p in sorted(offsets.keys() | ends.keys())
+        ]
 
     def pause(self, partition: int) -> None:
         """Stop fetching one partition; its credit is spent."""
@@ -301,6 +329,12 @@ class PartitionReader:
     def close(self) -> None:
         """Leave the brokers."""
         self._consumer.close()
+
+
+def _header(record: Message, name: str) -> str | None:
+    """Return a header's text, None when the record does not carry it."""
+    headers = cast("list[tuple[str, bytes | None]]", record.headers() or [])
+    return next((value.decode(errors="replace") for key, value in headers if key == name and value is not None), None)
 
 
 def read_all(settings: KafkaSettings, topic: str, timeout_s: float = 20.0) -> list[tuple[bytes, dict[str, str]]]:

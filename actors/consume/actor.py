@@ -11,7 +11,7 @@ claim ends run(): only the driver may claim again.
 from __future__ import annotations
 
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable
 from typing import cast
 
@@ -57,7 +57,6 @@ class Consume(Actor):
         self._committed: dict[int, int] = {}
         self._mirrored_s = 0.0
         self._retry_at_s = 0.0
-        self.reasons: Counter[str] = Counter()
 
     def run(self, claims: list[PartitionClaim], downstream: Downstream) -> Report:
         """Move the claimed partitions until drain().
@@ -139,7 +138,7 @@ class Consume(Actor):
             letter = dead_letters.of_record(claim.topic, claim.partition, offset, under_way.raw[offset], reason, stage, now_us())
             self._dead.append((under_way, letter))
             self.reasons[reason] += 1
-        under_way.dead += len(reasons)
+        under_way.dead_reasons.update(reasons.values())
         under_way.dead_outstanding += len(reasons)
         self.counters["iot_messages_failed_total"] += len(reasons)
 
@@ -166,7 +165,7 @@ class Consume(Actor):
         first = flow.first
         if first is not None and first.stage is Stage.DEAD_LETTERS and first.dead_outstanding == 0:
             first.stage = Stage.DETECT
-            batch = Batch(first.claim, first.table.select(DETECT_COLUMNS), first.before, first.after)
+            batch = Batch(first.claim, first.table.select(DETECT_COLUMNS), first.before, first.after, len(first.raw))
             self._call(flow, self._downstream.detect(batch, drain=self.draining), self._detected)
         writing = flow.writing
         if writing is not None and writing.stage is Stage.DEAD_LETTERS and writing.dead_outstanding == 0:

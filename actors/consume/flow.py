@@ -12,6 +12,7 @@ as it was received. Pure: the shell moves batches and tells the flow.
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import Counter
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
@@ -46,13 +47,16 @@ class UnderWay:
     raw: dict[int, bytes | None]
     size_bytes: int
     stage: Stage = Stage.DEAD_LETTERS
-    dead: int = 0
+    dead_reasons: Counter[str] = field(default_factory=Counter)
     dead_outstanding: int = 0
     snapshot: DetectorSnapshot | None = None
+    leader_epoch: int | None = None
 
     def batch(self) -> Batch:
         """Return what travels to write."""
-        return Batch(self.claim, self.table, self.before, self.after, self.dead, self.snapshot)
+        return Batch(
+            self.claim, self.table, self.before, self.after, len(self.raw), dict(self.dead_reasons), self.snapshot, self.leader_epoch
+        )
 
 
 @dataclass

@@ -16,7 +16,7 @@ unacknowledged to the replacement.
 from __future__ import annotations
 
 import time
-from collections import Counter, deque
+from collections import deque
 from typing import Any
 
 from actors.adapters.kafka import RecordProducer
@@ -54,7 +54,6 @@ class Ingest(Actor):
         self._pending_since_s = 0.0
         self._backlog: deque[tuple[Flush, Outgoing | DeadLetter]] = deque()
         self._failed: str | None = None
-        self.reasons: Counter[str] = Counter()
 
     def run(self) -> Report:
         """Serve the slot until drain().

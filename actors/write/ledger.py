@@ -18,17 +18,11 @@ from rayapp.errors import StaleClaim
 
 @dataclass(frozen=True)
 class Counts:
-    """What became of a batch's records; records = stored + duplicate + dead."""
+    """What became of a batch's rows."""
 
     stored: int
     duplicate: int
     other_gateway: int
-    dead: int
-
-    @property
-    def records(self) -> int:
-        """All Kafka records between the batch's positions."""
-        return self.stored + self.duplicate + self.dead
 
 
 class Ledger:
@@ -83,15 +77,37 @@ class Ledger:
         claim = batch.claim
         changed = self._connection.count(
             "UPDATE ingest_ledger SET next_offset = %s, records = records + %s, stored = stored + %s, duplicate = duplicate + %s,"
-            " other_gateway = other_gateway + %s, dead = dead + %s, updated_at = clock_timestamp()"
+            " other_gateway = other_gateway + %s, dead = dead + %s, leader_epoch = coalesce(%s, leader_epoch), updated_at = clock_timestamp()"
             " WHERE pipeline = %s AND topic = %s AND partition = %s AND epoch = %s AND owner = %s AND next_offset = %s",
             (
-                batch.after, counts.records, counts.stored, counts.duplicate, counts.other_gateway, counts.dead,
+                batch.after, batch.records, counts.stored, counts.duplicate, counts.other_gateway, batch.dead, batch.leader_epoch,
                 self._pipeline, claim.topic, claim.partition, claim.epoch, claim.owner, batch.before,
             ),
         )  # fmt: skip
         if changed != 1:
             raise StaleClaim(f"{claim.topic}[{claim.partition}]: claimed away at {batch.before}; rolled back")
+        for reason, dead in sorted(batch.dead_reasons.items()):
+            self._connection.count(
+                "INSERT INTO ledger_dead_reasons (pipeline, topic, partition, reason, dead) VALUES (%s, %s, %s, %s, %s)"
+                " ON CONFLICT (pipeline, topic, partition, reason) DO UPDATE SET dead = ledger_dead_reasons.dead + EXCLUDED.dead",
+                (self._pipeline, claim.topic, claim.partition, reason, dead),
+            )
+
+    def halt(self, claim: PartitionClaim, reason: str) -> None:
+        """Stop the partition until an operator resumes it; the driver gives a halted partition to nobody.
+
+        Raises:
+            StaleClaim: the partition has another epoch or owner; the new owner will see for itself.
+        """
+        changed = self._connection.count(
+            "UPDATE ingest_ledger SET halted = %s, halted_at = clock_timestamp()"
+            " WHERE pipeline = %s AND topic = %s AND partition = %s AND epoch = %s AND owner = %s",
+            (reason, self._pipeline, claim.topic, claim.partition, claim.epoch, claim.owner),
+        )
+        if changed != 1:
+            self._connection.rollback()
+            raise StaleClaim(f"{claim.topic}[{claim.partition}]: claimed away before it could be halted ({reason})")
+        self._connection.commit()
 
     def save_snapshot(self, claim: PartitionClaim, snapshot: DetectorSnapshot) -> None:
         """Store the detector's state of exactly the batch's position after, in the batch's transaction."""

@@ -96,7 +96,7 @@ class BatchStore:
         """The straight path: every row is new."""
         if rows.table.num_rows:
             writer.connection.copy_binary(TABLE, copy.COLUMNS, copy.encode(rows.table))
-        return self._finish(writer, batch, Counts(rows.table.num_rows, 0, 0, batch.dead))
+        return self._finish(writer, batch, Counts(rows.table.num_rows, 0, 0))
 
     def _absorb(self, writer: PartitionWriter, batch: Batch, rows: copy.Rows) -> WriteAnswer:
         """The careful path: same key and content is a duplicate, same key and gateway with other content a conflict."""
@@ -126,7 +126,7 @@ class BatchStore:
             connection.rollback()
             return WriteAnswer(Outcome.REJECTED, batch.before, rejected=conflicts)
         duplicate = rows.table.num_rows - stored
-        return self._finish(writer, batch, Counts(stored, duplicate, other_gateway, batch.dead))
+        return self._finish(writer, batch, Counts(stored, duplicate, other_gateway))
 
     def _finish(self, writer: PartitionWriter, batch: Batch, counts: Counts) -> WriteAnswer:
         """Move the ledger and commit."""

@@ -113,7 +113,7 @@ class Producer:
             self.waiting.append((value, report))
         return count
 
-    def produce_one(self, topic: str, value: bytes, headers: dict[str, bytes], report: Callable[[Any, Any], None]) -> bool:
+    def produce_one(self, topic: str, value: bytes, headers: dict[str, bytes], report: Callable[[Any, Any], None], **_key: Any) -> bool:
         if self.room <= 0:
             return False
         self.room -= 1

@@ -30,8 +30,8 @@ def test_batch_travels_whole(rows: int) -> None:
 def test_part_of_a_table_does_not_carry_the_whole() -> None:
     """A slice of a large table, or the few columns for detection, are as small on the wire as they look."""
     whole = batch([reading(n) for n in range(1_000)], 0, 1_000)
-    part = Batch(whole.claim, whole.table.slice(0, 10), 0, 10)
-    columns = Batch(whole.claim, whole.table.select(DETECT_COLUMNS), 0, 1_000)
+    part = Batch(whole.claim, whole.table.slice(0, 10), 0, 10, 10)
+    columns = Batch(whole.claim, whole.table.select(DETECT_COLUMNS), 0, 1_000, 1_000)
 
     assert len(pickle.dumps(part)) < len(pickle.dumps(whole)) / 20
     assert len(pickle.dumps(columns)) < len(pickle.dumps(whole)) / 2

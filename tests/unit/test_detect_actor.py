@@ -22,7 +22,7 @@ def detect() -> Detect:
 
 def batch(before: int, after: int, *, epoch: int = 2, partition: int = 0) -> Batch:
     rows = table([reading(offset, value=99.0 if offset % 2 else 20.0) for offset in range(before, after)])
-    return Batch(claim(partition, epoch), rows.select(DETECT_COLUMNS), before, after)
+    return Batch(claim(partition, epoch), rows.select(DETECT_COLUMNS), before, after, rows.num_rows)
 
 
 def test_flags_come_one_a_row(detect: Detect) -> None:

@@ -28,6 +28,7 @@ class _LazyGroup(click.Group):
         "stack": ("rayapp.stack.cli", "stack"),
         "demo": ("rayapp.bench.cli", "demo"),
         "bench": ("rayapp.bench.cli", "bench"),
+        "partition": ("rayapp.partitions", "partition"),
     }
 
     def list_commands(self, ctx: click.Context) -> list[str]:

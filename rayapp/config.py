@@ -8,12 +8,13 @@ that holds the secret, so the object may travel through Ray and into logs.
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, YamlConfigSettingsSource
 
 from rayapp.errors import ConfigurationError
@@ -84,6 +85,7 @@ class FleetSettings(Section):
     detect: int = Field(2, ge=1, le=64)
     write: int = Field(2, ge=1, le=64)
     cpus_per_actor: float = Field(0.5, gt=0)
+    spare_processes: int = Field(2, ge=0, le=16, description="processes that wait for a replacement: about 100 MB each, 3 s quicker")
     tick_s: float = Field(0.5, gt=0)
     start_timeout_s: float = Field(60.0, gt=0, description="STARTING longer than this counts as a failure")
     stall_timeout_s: float = Field(30.0, gt=0, description="no progress stamp for this long: replaced")
@@ -108,6 +110,10 @@ class BatchSettings(Section):
     interval_s: float = Field(0.2, gt=0)
     max_rows: int = Field(20_000, ge=1)
     credit_bytes: int = Field(16 * 2**20, ge=2**20, description="per partition: held until write has committed")
+    dead_share_max: float = Field(0.5, gt=0, le=1, description="more of a partition's last records dead than this: it halts; 1 = never")
+    dead_window_records: int = Field(10_000, ge=1, description="the last records over which the share is taken")
+    dead_min_records: int = Field(1_000, ge=1, description="fewer records since the start than this are not judged")
+    stubborn_tries: int = Field(5, ge=1, description="one batch fails so often, with every server up: its partition halts")
 
 
 class ThresholdSettings(Section):
@@ -120,6 +126,24 @@ class ThresholdSettings(Section):
     pressure_low: float = 87_000.0
     pressure_high: float = 108_500.0
     battery_low: float = 2.0
+
+
+class StepSettings(Section):
+    """Rate of change: a device's value that jumps between two readings is an anomaly; off while no limit is set."""
+
+    limits: dict[str, float] = Field(default_factory=dict, description="device_type -> largest change that is none")
+    max_gap_s: float = Field(600.0, gt=0, description="readings further apart in event time are not compared")
+    forget_days: int = Field(7, ge=1, description="a device this far behind its partition's newest event time is forgotten")
+    warm_up_records: int = Field(20_000, ge=0, description="read again before the ledger's position when there is no usable snapshot")
+
+    @field_validator("limits")
+    @classmethod
+    def _limits_are_positive(cls, limits: dict[str, float]) -> dict[str, float]:
+        """A limit is a positive, finite number."""
+        for device_type, limit in limits.items():
+            if not 0.0 < limit < math.inf:
+                raise ValueError(f"limit of {device_type} must be above 0 and finite")
+        return limits
 
 
 class PlaceSettings(Section):
@@ -150,6 +174,7 @@ class Settings(BaseSettings):
     ingest: IngestSettings = IngestSettings()
     batch: BatchSettings = BatchSettings()
     thresholds: ThresholdSettings = ThresholdSettings()
+    steps: StepSettings = StepSettings()
     place: PlaceSettings = PlaceSettings()
     latency_dir: Path | None = Field(None, description="writers append each stored row's latency here (bench and demo)")
 

@@ -24,9 +24,12 @@ from rayapp.claims import Claims
 from rayapp.config import Settings
 from rayapp.errors import ConfigurationError, DatabaseUnavailable, StaleDriver
 from rayapp.files import reading_schema
+from rayapp.ledger_watch import LedgerWatch
 from rayapp.log import Events
 from rayapp.runtime import Runtime
-from rayapp.supervisor import Supervisor, Wire
+from rayapp.starts import Wire
+from rayapp.supervisor import Supervisor
+from rayapp.worker_setup import plant_if_named
 
 EXIT_DRAINED = 0
 EXIT_TAKEN_OVER = 4
@@ -43,6 +46,7 @@ def run(settings: Settings) -> int:
         ConfigurationError, IncompatibleSchema: nothing was started.
         DependencyUnavailable: a server is away at the start.
     """
+    plant_if_named()
     schema = reading_schema()
     with Registry(settings.registry) as registry:
         schema_id = registry.register(f"{settings.kafka.topic}-value", schema)
@@ -58,9 +62,10 @@ def run(settings: Settings) -> int:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    supervisor = Supervisor(
-        settings, Runtime(settings.fleet.cpus_per_actor), connection.claims, topics, Wire(schema, schema_id, identity), uuid.uuid4().hex[:6]
-    )
+    watch = LedgerWatch(settings, topics, identity)
+    watch.start()
+    runtime = Runtime(settings.fleet.cpus_per_actor, settings.fleet.spare_processes)
+    supervisor = Supervisor(settings, runtime, connection.claims, topics, Wire(schema, schema_id), watch, uuid.uuid4().hex[:6])
     upkeep = threading.Thread(target=_make_days_hourly, args=(settings, stop), name="day-partitions", daemon=True)
     upkeep.start()
     try:
@@ -68,6 +73,8 @@ def run(settings: Settings) -> int:
     except StaleDriver as error:
         _events.error("driver_stale", error=str(error))
         return EXIT_TAKEN_OVER
+    finally:
+        watch.stop()
     return EXIT_DRAINED
 
 

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 
 from rayapp.config import Settings
@@ -26,8 +27,11 @@ class JobFailed(RayappError):
     """Ray refused a job command."""
 
 
-def submit(settings: Settings, config: Path | None, address: str, job_id: str | None) -> str:
+def submit(settings: Settings, config: Path | None, address: str, job_id: str | None, environment: Mapping[str, str] | None = None) -> str:
     """Submit `python -m rayapp run` and return the submission id at once.
+
+    Args:
+        environment: further variables of the job; no secrets, Ray shows them.
 
     Raises:
         DependencyUnavailable: Ray does not answer at `address`.
@@ -35,7 +39,7 @@ def submit(settings: Settings, config: Path | None, address: str, job_id: str | 
     """
     job = job_id or f"{settings.pipeline}-{uuid.uuid4().hex[:8]}"
     wait_s = round(settings.fleet.drain_timeout_s * 2) + STOP_MARGIN_S
-    environment = {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(wait_s)}}
+    runtime_environment = {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(wait_s), **(environment or {})}}
     entrypoint = [sys.executable, "-m", "rayapp", "run", *(["--config", str(config.resolve())] if config else [])]
     _ray(
         "job",
@@ -46,7 +50,7 @@ def submit(settings: Settings, config: Path | None, address: str, job_id: str | 
         job,
         "--no-wait",
         "--runtime-env-json",
-        json.dumps(environment),
+        json.dumps(runtime_environment),
         "--",
         *entrypoint,
     )

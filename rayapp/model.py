@@ -53,6 +53,7 @@ class Slot:
         not_before_s: backoff; PENDING until then.
         progress: last progress stamp, and progress_s when it last grew.
         needs: names of the incarnations this one hands batches to; when one is gone, this one is replaced.
+        retire: its actor ends the slot's MQTT session in order, and then the slot is gone.
     """
 
     key: SlotKey
@@ -66,6 +67,7 @@ class Slot:
     blocked_on: str | None = None
     last_end: str = "first start"
     needs: tuple[str, ...] = ()
+    retire: bool = False
 
     @property
     def name(self) -> str:

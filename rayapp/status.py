@@ -50,6 +50,9 @@ def render(status: dict[str, Any]) -> str:
     if "driver" in status:
         lines.append(f"driver:   {status['driver']} (epoch {status['driver_epoch']}, heartbeat {status['heartbeat_age_s']} s ago)")
         lines.append("ledger:   " + ", ".join(f"{name} {value}" for name, value in status["ledger"].items()))
+    for partition, why in status.get("halted", {}).items():
+        lines.append(f"HALTED    partition {partition}: {why}")
+    lines.extend(f"ALARM     the ledger does not add up: {problem}" for problem in (status.get("books") or {}).get("problems", []))
     for name, slot in sorted(status["slots"].items()):
         blocked = f" on {slot['blocked_on']}" if slot.get("blocked_on") else ""
         lines.append(f"{name:<12} {slot['state']}{blocked:<20} incarnation {slot['incarnation']}  last end: {slot['last_end']}")

@@ -269,6 +269,12 @@ class PartitionReader:
         self._consumer.incremental_assign([place])
         self._pinned.add(partition)
 
+    def stop(self, partition: int) -> None:
+        """Let a partition go; nothing of it is fetched any more."""
+        if partition in self._pinned:
+            self._pinned.discard(partition)
+            self._consumer.incremental_unassign([TopicPartition(self._topic, partition)])
+
     def log_bounds(self, partition: int) -> tuple[int, int]:
         """Return (first, next) offset of a partition's log.
 

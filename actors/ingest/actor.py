@@ -43,10 +43,11 @@ class Ingest(Actor):
 
     role = "ingest"
 
-    def __init__(self, name: str, settings: Settings, slot: int, schema: str, schema_id: int) -> None:
+    def __init__(self, name: str, settings: Settings, slot: int, schema: str, schema_id: int, retire: bool = False) -> None:
         super().__init__(name)
         self._settings = settings
         self._slot = slot
+        self._retire = retire
         self._session = MqttSession(settings.mqtt, f"{settings.pipeline}-ingest-{slot}", settings.pipeline)
         self._flusher = Flusher(settings, Codec(schema), schema_id)
         self._window = AckWindow()

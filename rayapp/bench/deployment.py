@@ -47,6 +47,7 @@ class Deployment:
         options: shape of the servers to start; folder, ray and leash are ours.
         overrides: settings by section, e.g. `{"pipeline": "t1", "kafka": {"topic": "t1"}}`.
         keep: leave job and servers running at the end.
+        job_environment: further environment variables of the job.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Deployment:
         options: StackOptions | None = None,
         overrides: Mapping[str, Any] | None = None,
         keep: bool = False,
+        job_environment: Mapping[str, str] | None = None,
     ) -> None:
         self.folder = folder.absolute()
         self.stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S") + f"-{secrets.token_hex(2)}"
@@ -66,6 +68,7 @@ class Deployment:
         self.latency_folder = self.run_folder / "latency"
         self.job_id: str | None = None
         self.keep = keep
+        self.job_environment = dict(job_environment or {})
         self._given = stack
         self._options = replace(options or StackOptions(), folder=self.stack_folder, ray=True, leash=not keep)
         self._overrides = dict(overrides or {})
@@ -132,7 +135,7 @@ class Deployment:
     def submit(self) -> str:
         """Submit the job and return its id."""
         with self._ray() as address:
-            self.job_id = jobs.submit(self.settings, self.config_path, address, None)
+            self.job_id = jobs.submit(self.settings, self.config_path, address, None, self.job_environment)
         return self.job_id
 
     def resubmit(self) -> str:

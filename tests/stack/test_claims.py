@@ -176,7 +176,7 @@ def test_backend_that_did_not_end_is_ended_by_the_next_claim(
         raise DatabaseUnavailable("connection lost")
 
     with monkeypatch.context() as patched:
-        patched.setattr(claims, "_end_backend", fails)
+        patched.setattr(claims, "_end_backends", fails)
         with pytest.raises(DatabaseUnavailable):
             claim(claims, settings, 12, "consume/1#1")
     claim(claims, settings, 12, "consume/1#1")

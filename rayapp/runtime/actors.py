@@ -1,4 +1,4 @@
-"""The one module that calls Ray for the supervisor: make actors, call them, watch them end.
+"""Make actors, call them, watch them end.
 
 Actors are plain classes; here they become threaded Ray actors with
 max_restarts=0 (the supervisor is the only restarter), names that are never
@@ -9,23 +9,20 @@ Nothing here blocks and nothing here decides.
 
 from __future__ import annotations
 
-import itertools
 import time
 from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import ActorUnavailableError, NodeDiedError, OutOfMemoryError, RayActorError, RayTaskError, WorkerCrashedError
+from ray.exceptions import RayTaskError
 
 from actors.base import Actor, Report, Status
-from actors.batch import Batch, DetectorSnapshot, PartitionClaim
-from actors.consume.port import Answer
-from rayapp.errors import DependencyUnavailable, DownstreamLost
+from rayapp.runtime.downstream import RayDownstream
+from rayapp.runtime.gone import GONE
+from rayapp.runtime.spares import Spares
 
 GROUPS = {"loop": 1, "work": 1, "control": 2}
 STATUS_EVERY_S = 1.0
-
-_GONE = (RayActorError, NodeDiedError, WorkerCrashedError, OutOfMemoryError)
 
 
 @dataclass(frozen=True)
@@ -50,15 +47,16 @@ def connect(namespace: str) -> None:
     ray.init(
         namespace=namespace,
         log_to_driver=False,
-        runtime_env={"worker_process_setup_hook": "rayapp.log.log_to_stderr"},
+        runtime_env={"worker_process_setup_hook": "rayapp.worker_setup.set_up"},
     )
 
 
 class Runtime:
     """The actors of one driver."""
 
-    def __init__(self, cpus_per_actor: float) -> None:
+    def __init__(self, cpus_per_actor: float, spare_processes: int = 0) -> None:
         self._cpus = cpus_per_actor
+        self._spares = Spares(spare_processes)
         self._handles: dict[str, Any] = {}
         self._runs: dict[Any, str] = {}
         self._status_refs: dict[Any, str] = {}
@@ -68,7 +66,13 @@ class Runtime:
         """Make an actor; its constructor touches no server."""
         remote: Any = ray.remote(concurrency_groups=GROUPS)(actor)  # type: ignore[call-overload]  # Ray's stubs lack the argument
         options = remote.options(
-            name=name, num_cpus=self._cpus, max_restarts=0, max_task_retries=0, enable_task_events=False, max_pending_calls=1000
+            name=name,
+            num_cpus=self._cpus,
+            max_restarts=0,
+            max_task_retries=0,
+            enable_task_events=False,
+            max_pending_calls=1000,
+            runtime_env=self._spares.environment(time.monotonic()),
         )
         self._handles[name] = options.remote(name, *args)
 
@@ -102,7 +106,7 @@ class Runtime:
                 name = self._status_refs.pop(ref)
                 try:
                     arrived[name] = ray.get(ref)
-                except (*_GONE, RayTaskError):
+                except (*GONE, RayTaskError):
                     continue  # its run() ref tells what happened
         now = time.monotonic()
         waiting = set(self._status_refs.values())
@@ -111,6 +115,10 @@ class Runtime:
                 self._status_asked_s[name] = now
                 self._status_refs[handle.status.options(concurrency_group="control").remote()] = name
         return arrived
+
+    def tend_spares(self, now_s: float) -> None:
+        """Keep processes ready for replacements."""
+        self._spares.tend(now_s)
 
     def drain(self, name: str) -> None:
         """Ask an actor to finish; finished() tells when it has."""
@@ -129,62 +137,8 @@ class Runtime:
             ray.kill(handle, no_restart=True)
             cause: Exception = error.as_instanceof_cause()  # type: ignore[no-untyped-call]
             return Ended(name, f"{type(error.cause).__name__}: {error.cause}", cause)
-        except _GONE as error:
+        except GONE as error:
             return Ended(name, f"process gone: {type(error).__name__}", error)
         # The run is over; what is left is a process that would wait for ever.
         ray.kill(handle, no_restart=True)
         return Ended(name, report.reason, None)
-
-
-class RayDownstream:
-    """Downstream port over Ray actors; travels to the consume actor as an argument of run()."""
-
-    def __init__(self, detectors: dict[int, Any], writers: dict[int, Any]) -> None:
-        self._detectors = detectors
-        self._writers = writers
-        self._tokens = itertools.count()
-        self._refs: dict[Any, int] = {}
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return RayDownstream, (self._detectors, self._writers)
-
-    def restore(self, claim: PartitionClaim, position: int, snapshot: DetectorSnapshot | None) -> int:
-        """Ask the partition's detector to stand at `position`."""
-        method = self._detectors[claim.detect_slot].restore
-        return self._sent(method.options(concurrency_group="work").remote(claim, position, snapshot))
-
-    def detect(self, batch: Batch, *, drain: bool) -> int:
-        """Ask the partition's detector for flags."""
-        method = self._detectors[batch.claim.detect_slot].detect
-        return self._sent(method.options(concurrency_group="work").remote(batch, drain))
-
-    def write(self, batch: Batch) -> int:
-        """Ask the partition's writer to store a batch."""
-        method = self._writers[batch.claim.write_slot].write
-        return self._sent(method.options(concurrency_group="work").remote(batch))
-
-    def poll(self, timeout_s: float) -> list[Answer]:
-        """Return the answers that have come, waiting at most `timeout_s` for the first."""
-        if not self._refs:
-            return []
-        done, _ = ray.wait(list(self._refs), num_returns=1, timeout=timeout_s)
-        if done:
-            done, _ = ray.wait(list(self._refs), num_returns=len(self._refs), timeout=0)
-        return [self._answer(ref, self._refs.pop(ref)) for ref in done]
-
-    def _sent(self, ref: Any) -> int:
-        token = next(self._tokens)
-        self._refs[ref] = token
-        return token
-
-    def _answer(self, ref: Any, token: int) -> Answer:
-        try:
-            return Answer(token, ray.get(ref), None)
-        except ActorUnavailableError as error:
-            # Perhaps alive, and the call may have run: the ledger knows.
-            return Answer(token, None, DependencyUnavailable(f"actor unavailable: {error}"))
-        except _GONE as error:
-            return Answer(token, None, DownstreamLost(f"an actor downstream is gone ({type(error).__name__}); the driver claims again"))
-        except RayTaskError as error:
-            cause = error.cause if isinstance(error.cause, Exception) else error
-            return Answer(token, None, cause)

@@ -1,0 +1,42 @@
+"""What every worker process does before its first actor: log as we do, and load what actors need.
+
+Ray calls set_up() in each process of the job (worker_process_setup_hook). The
+imports are the greater part of an actor's start; a process that waits as a
+spare has them behind it. A test may name a planted bug in the environment, to
+prove that the chaos suite finds it; nothing else ever loads that module.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import time
+
+from rayapp.log import log_to_stderr
+
+PLANTED_BUG_VARIABLE = "RUUVI_PLANTED_BUG"
+VARIABLE = "RUUVI_SPARE"
+"""Set in a process that waits as a spare (rayapp.runtime.spares)."""
+LOADED = (
+    "numpy", "pyarrow", "pyarrow.compute", "pydantic", "fastavro", "pyruhvro", "confluent_kafka.schema_registry", "psycopg2", "pgpq",
+    "actors.consume.actor", "actors.detect.actor", "actors.ingest.actor", "actors.write.actor",
+)  # fmt: skip
+
+
+def set_up() -> None:
+    """Prepare this process."""
+    log_to_stderr()
+    for name in LOADED:
+        began_s = time.monotonic()
+        importlib.import_module(name)
+        if VARIABLE in os.environ:
+            # A spare has time; those who work on the same cores have not.
+            time.sleep(time.monotonic() - began_s)
+    plant_if_named()
+
+
+def plant_if_named() -> None:
+    """Plant the bug that the environment names, if it names one."""
+    name = os.environ.get(PLANTED_BUG_VARIABLE)
+    if name:
+        importlib.import_module("rayapp.chaos.planted").plant(name)

@@ -13,6 +13,8 @@ RATE ?= 2500
 SECONDS_ := $(if $(filter command line environment,$(origin SECONDS)),$(SECONDS),60)
 TAGS ?= 200
 KEEP ?=
+SEED ?=
+MINUTES ?= 20
 
 .PHONY: help
 help:  ## Show this list
@@ -46,6 +48,10 @@ demo: sim  ## From nothing to a table of what happened: 60 s of traffic through 
 .PHONY: bench
 bench: sim  ## Measure: RATE messages/s for SECONDS, latency, loss, cost of every process
 	@$(BIN)/rayapp bench --rate $(RATE) --seconds $(SECONDS_) --tags $(TAGS)
+
+.PHONY: chaos
+chaos: sim  ## Break everything again and again under load (SEED=… MINUTES=20), and judge every reading
+	@$(BIN)/rayapp chaos $(if $(SEED),--seed $(SEED)) --minutes $(MINUTES)
 
 .PHONY: check
 check: env  ## What needs no server: format, lint, types, import contracts

@@ -28,6 +28,7 @@ class _LazyGroup(click.Group):
         "stack": ("rayapp.stack.cli", "stack"),
         "demo": ("rayapp.bench.cli", "demo"),
         "bench": ("rayapp.bench.cli", "bench"),
+        "chaos": ("rayapp.chaos.cli", "chaos"),
         "partition": ("rayapp.partitions", "partition"),
     }
 

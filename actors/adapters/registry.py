@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Self
-
-from confluent_kafka.schema_registry import Schema, SchemaRegistryClient
-from confluent_kafka.schema_registry.error import SchemaRegistryError
+from typing import TYPE_CHECKING, Self
 
 from rayapp.config import RegistrySettings
 from rayapp.errors import DependencyUnavailable, IncompatibleSchema, RayappError
+
+if TYPE_CHECKING:
+    from confluent_kafka.schema_registry import SchemaRegistryClient
 
 
 class Registry:
@@ -23,11 +23,22 @@ class Registry:
 
     def __init__(self, settings: RegistrySettings) -> None:
         self._url = settings.url
-        self._client = SchemaRegistryClient({"url": settings.url})
+        self._opened: SchemaRegistryClient | None = None
+
+    @property
+    def _client(self) -> SchemaRegistryClient:
+        """The client, made when it is first needed: its import costs half a second of CPU, and a consumer may never need it."""
+        if self._opened is None:
+            from confluent_kafka.schema_registry import SchemaRegistryClient
+
+            self._opened = SchemaRegistryClient({"url": self._url})
+        return self._opened
 
     def close(self) -> None:
-        """Close the HTTP connections; the object is unusable afterwards."""
-        self._client.close()
+        """Close the HTTP connections."""
+        if self._opened is not None:
+            self._opened.close()
+            self._opened = None
 
     def __enter__(self) -> Self:
         return self
@@ -42,6 +53,9 @@ class Registry:
             IncompatibleSchema: the registry holds versions that this schema would break, or calls it invalid.
             DependencyUnavailable: the registry does not answer.
         """
+        from confluent_kafka.schema_registry import Schema
+        from confluent_kafka.schema_registry.error import SchemaRegistryError
+
         with self._answering():
             # Set per subject: a registry's global default may be NONE (Apicurio's is).
             self._client.set_compatibility(subject_name=subject, level="BACKWARD")
@@ -61,6 +75,8 @@ class Registry:
         Raises:
             DependencyUnavailable: the registry does not answer.
         """
+        from confluent_kafka.schema_registry.error import SchemaRegistryError
+
         with self._answering():
             try:
                 return str(self._client.get_schema(schema_id).schema_str)

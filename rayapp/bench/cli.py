@@ -65,7 +65,7 @@ def bench(folder: Path, as_json: bool, plant: str | None, **options: Any) -> Non
     from rayapp.bench.measure import BenchOptions, run_bench
 
     chosen = BenchOptions(folder=folder, plant=plant or "", **options)
-    _finish(lambda console: _pair(run_bench(chosen, console)), as_json=as_json)
+    finish(lambda console: _pair(run_bench(chosen, console)), as_json=as_json)
 
 
 @click.command()
@@ -96,14 +96,14 @@ def demo(folder: Path, as_json: bool, **options: Any) -> None:
     from rayapp.bench.demo import DemoOptions, run_demo
 
     chosen = DemoOptions(folder=folder, **options)
-    _finish(lambda console: _pair(run_demo(chosen, console)), as_json=as_json)
+    finish(lambda console: _pair(run_demo(chosen, console)), as_json=as_json)
 
 
 def _pair(result: Any) -> tuple[dict[str, Any], int]:
     return result.figures, result.exit_code
 
 
-def _finish(work: Callable[[Console], tuple[dict[str, Any], int]], *, as_json: bool) -> NoReturn:
+def finish(work: Callable[[Console], tuple[dict[str, Any], int]], *, as_json: bool) -> NoReturn:
     """Run a command's work and end the process with its code, its figures as the last line."""
     console = Console(stderr=as_json)
     if not console.is_terminal:

@@ -55,6 +55,8 @@ class BrokerPlace:
     client_port: int
     controller_port: int
     folder: Path
+    proxied_port: int | None = None
+    proxy_port: int | None = None
 
 
 def render_pom() -> str:
@@ -77,21 +79,31 @@ def render_server(place: BrokerPlace, all_places: Sequence[BrokerPlace], account
     replicas = len(all_places)
     voters = ",".join(f"{one.node_id}@{LOOPBACK}:{one.controller_port}" for one in all_places)
     users = " ".join(f'user_{name}="{password}"' for name, password in accounts.items())
+    listeners = [f"CLIENT://{LOOPBACK}:{place.client_port}"]
+    advertised = list(listeners)
+    protocols = ["CLIENT:SASL_PLAINTEXT", "CONTROLLER:PLAINTEXT"]
+    if place.proxied_port is not None:
+        # Clients leave a proxy after the first answer unless the address they are told is the proxy's again.
+        listeners.append(f"PROXIED://{LOOPBACK}:{place.proxied_port}")
+        advertised.append(f"PROXIED://{LOOPBACK}:{place.proxy_port}")
+        protocols.append("PROXIED:SASL_PLAINTEXT")
+    login = (
+        "org.apache.kafka.common.security.plain.PlainLoginModule required "
+        f'username="{BROKER_ACCOUNT}" password="{accounts[BROKER_ACCOUNT]}" {users};'
+    )
     lines = {
         "process.roles": "broker,controller",
         "node.id": place.node_id,
         "controller.quorum.voters": voters,
-        "listeners": (f"CLIENT://{LOOPBACK}:{place.client_port},CONTROLLER://{LOOPBACK}:{place.controller_port}"),
-        "advertised.listeners": f"CLIENT://{LOOPBACK}:{place.client_port}",
-        "listener.security.protocol.map": "CLIENT:SASL_PLAINTEXT,CONTROLLER:PLAINTEXT",
+        "listeners": ",".join([*listeners, f"CONTROLLER://{LOOPBACK}:{place.controller_port}"]),
+        "advertised.listeners": ",".join(advertised),
+        "listener.security.protocol.map": ",".join(protocols),
         "controller.listener.names": "CONTROLLER",
         "inter.broker.listener.name": "CLIENT",
         "sasl.enabled.mechanisms": "PLAIN",
         "sasl.mechanism.inter.broker.protocol": "PLAIN",
-        "listener.name.client.plain.sasl.jaas.config": (
-            "org.apache.kafka.common.security.plain.PlainLoginModule required "
-            f'username="{BROKER_ACCOUNT}" password="{accounts[BROKER_ACCOUNT]}" {users};'
-        ),
+        "listener.name.client.plain.sasl.jaas.config": login,
+        **({"listener.name.proxied.plain.sasl.jaas.config": login} if place.proxied_port is not None else {}),
         "log.dirs": place.folder / "log",
         "auto.create.topics.enable": "false",
         "default.replication.factor": replicas,
@@ -139,10 +151,12 @@ class Kafka:
     def prepare(self) -> None:
         """Fetch the jars, write configuration, format the log folders that are new."""
         count = self._bench.options.brokers
-        ports = free_ports(2 * count)
+        each = 4 if self._bench.options.kafka_proxied else 2
+        ports = free_ports(each * count)
         folder = self._layout.private("kafka")
         self._places = tuple(
-            BrokerPlace(number + 1, ports[2 * number], ports[2 * number + 1], folder / str(number + 1)) for number in range(count)
+            BrokerPlace(number + 1, own[0], own[1], folder / str(number + 1), *own[2:])
+            for number, own in enumerate(ports[each * at : each * at + each] for at in range(count))
         )
         self._accounts = {name: password_of(self._layout, f"kafka-{name}") for name in (CLIENT_ACCOUNT, BROKER_ACCOUNT)}
         self._jars = obtain(f"kafka-{KAFKA_VERSION}", self._fetch, self._bench.options.download_deadline_s)
@@ -181,6 +195,9 @@ class Kafka:
             replication_factor=len(self._places),
             min_insync_replicas=min(2, len(self._places)),
             cluster_id=self._cluster_id,
+            proxied=tuple(
+                (one.proxy_port, one.proxied_port) for one in self._places if one.proxy_port is not None and one.proxied_port is not None
+            ),
             log=str(self._layout.log("kafka-1")),
         )
 

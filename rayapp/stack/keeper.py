@@ -34,6 +34,7 @@ from rayapp.stack.event_pipe import EventPipe
 from rayapp.stack.external import External
 from rayapp.stack.kafka import Kafka
 from rayapp.stack.layout import Layout, make_layout, remove_layout
+from rayapp.stack.memory_disk import keep_mounts_to_ourselves, unmount_memory_disk
 from rayapp.stack.mosquitto import Mosquitto
 from rayapp.stack.options import StackOptions
 from rayapp.stack.postgres import Postgres
@@ -227,6 +228,8 @@ class Keeper:
                 os.waitpid(orphan.pid, os.WNOHANG)
 
     def _clear(self) -> None:
+        if self._options.postgres_disk_mb:
+            unmount_memory_disk(self._layout.run / "postgres")
         if self._fresh and not self._served:
             # A start that failed or was broken off: nothing to keep but the logs.
             shutil.rmtree(self._layout.run, ignore_errors=True)
@@ -299,6 +302,8 @@ def main(arguments: list[str] | None = None) -> int:
         layout = make_layout(options.folder, previous)
         keeper = Keeper(options, layout, fresh=layout.run != previous, progress=progress)
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        if options.postgres_disk_mb:
+            keep_mounts_to_ourselves()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda _number, _frame: keeper.request_stop())
         if chosen.leash_fd is not None:

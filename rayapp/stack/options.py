@@ -34,6 +34,10 @@ class StackOptions:
     ray_auth: bool = True
     ray_environment: Mapping[str, str] = field(default_factory=dict)
     postgres_shared_buffers: str = "128MB"
+    postgres_disk_mb: int = 0
+    """Size of a memory disk for the database's data, which a test can fill; 0 = an ordinary folder. Needs root."""
+    kafka_proxied: bool = False
+    """Give each broker a second listener whose advertised address is a proxy's, for faults of the network."""
     components: tuple[str, ...] = ("postgres", "kafka", "registry", "mqtt")
     use: Mapping[str, str] = field(default_factory=dict)
     leash: bool = False

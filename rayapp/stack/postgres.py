@@ -18,6 +18,7 @@ from rayapp.stack import programs
 from rayapp.stack.component import Workbench
 from rayapp.stack.errors import StackError
 from rayapp.stack.layout import service_user, write_private
+from rayapp.stack.memory_disk import mount_memory_disk
 from rayapp.stack.passwords import password_of
 from rayapp.stack.ports import LOOPBACK, free_ports
 from rayapp.stack.processes import ServerProcess, base_environment
@@ -90,6 +91,8 @@ class Postgres:
         """Make the cluster when there is none, and write this start's settings."""
         parent = self._layout.private("postgres", self._user)
         data = parent / "data"
+        if self._bench.options.postgres_disk_mb:
+            mount_memory_disk(parent, self._bench.options.postgres_disk_mb, self._user)
         superuser_password = password_of(self._layout, "postgres-superuser")
         line = f"{LOOPBACK}:{self._port}:*:{SUPERUSER}:{superuser_password}\n"
         write_private(self._passfile, line)

@@ -66,6 +66,8 @@ class KafkaState(ComponentState):
     replication_factor: int = 1
     min_insync_replicas: int = 1
     cluster_id: str = ""
+    proxied: tuple[tuple[int, int], ...] = ()
+    """(port a proxy must listen on, the broker's port behind it), a broker each."""
 
 
 @dataclass(frozen=True, kw_only=True)

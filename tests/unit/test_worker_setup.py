@@ -10,8 +10,10 @@ from rayapp import worker_setup
 
 
 def test_everything_named_can_be_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A module renamed elsewhere must not stay in the list: every worker process of the job would die of it."""
+    """A module renamed elsewhere must not stay in the list: every spare process would die of it."""
     monkeypatch.setattr(worker_setup, "log_to_stderr", lambda: None)
+    monkeypatch.setattr(worker_setup.time, "sleep", lambda _: None)
+    monkeypatch.setenv(worker_setup.VARIABLE, "1")
     monkeypatch.delenv(worker_setup.PLANTED_BUG_VARIABLE, raising=False)
     worker_setup.set_up()
     assert set(worker_setup.LOADED) <= set(sys.modules)

@@ -15,6 +15,8 @@
     ├── DeliveryFailed           Kafka refused a record for good: the actor ends, the broker resends
     ├── DownstreamLost           an actor we handed batches to is gone: the driver claims again
     ├── BadRows                  the database refuses rows as data (SQLSTATE class 22, named constraint)
+    ├── StatementRefused         the database is up and refuses, and not for the data: again and again = a partition halts
+    │   └── LedgerBroken         the ledger's counters would not add up: a bug, and nothing was stored
     └── StackError               a server of the local stack did not come up or answer
 
 A subclass says what the caller can do about it. The message says what failed,
@@ -22,6 +24,9 @@ with which id, and what the system does next.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
 
 
 class RayappError(Exception):
@@ -69,7 +74,18 @@ class SessionTakenOver(OwnershipLost):
 
 
 class DataLoss(RayappError):
-    """The ledger points at records that the log no longer holds."""
+    """The ledger points at records that the log no longer holds.
+
+    Attributes:
+        partition: whose records, when one partition's error said so.
+    """
+
+    def __init__(self, message: str, partition: int | None = None) -> None:
+        super().__init__(message)
+        self.partition = partition
+
+    def __reduce__(self) -> tuple[type[DataLoss], tuple[str, int | None]]:
+        return type(self), (str(self), self.partition)
 
 
 class DeliveryFailed(RayappError):
@@ -88,10 +104,36 @@ class BadRows(RayappError):
         constraint: name of the violated constraint, or None.
     """
 
-    def __init__(self, message: str, *, sqlstate: str, constraint: str | None) -> None:
+    def __init__(self, message: str, *, sqlstate: str, constraint: str | None = None) -> None:
         super().__init__(message)
         self.sqlstate = sqlstate
         self.constraint = constraint
+
+    def __reduce__(self) -> tuple[Callable[..., BadRows], tuple[str]]:
+        return partial(type(self), sqlstate=self.sqlstate, constraint=self.constraint), (str(self),)
+
+
+class StatementRefused(RayappError):
+    """PostgreSQL is up and refuses a statement, and nothing proves that the data is to blame: a bug, a limit, damage.
+
+    Tried again, because the reason may pass; a partition in which it does not pass halts. Never a dead letter.
+
+    Attributes:
+        sqlstate: the server's five-character code, "" when the client library refused.
+        constraint: name of the violated constraint, or None.
+    """
+
+    def __init__(self, message: str, *, sqlstate: str, constraint: str | None = None) -> None:
+        super().__init__(message)
+        self.sqlstate = sqlstate
+        self.constraint = constraint
+
+    def __reduce__(self) -> tuple[Callable[..., StatementRefused], tuple[str]]:
+        return partial(type(self), sqlstate=self.sqlstate, constraint=self.constraint), (str(self),)
+
+
+class LedgerBroken(StatementRefused):
+    """A batch's rows and dead letters do not add up to its records; the ledger refused it."""
 
 
 class StackError(RayappError):

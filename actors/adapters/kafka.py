@@ -36,12 +36,29 @@ PARTITION_UA = -1
 LETTER_ID_HEADER = "dead_letter_id"
 """On a record that was made from a dead letter: that letter's id."""
 
+_LOSSES = {
+    KafkaError._AUTO_OFFSET_RESET: "the ledger's offset is not in the log",
+    KafkaError.OFFSET_OUT_OF_RANGE: "the ledger's offset is not in the log",
+    KafkaError._LOG_TRUNCATION: "the log was cut off below the ledger's offset and has grown again: what was stored from there is not in it",
+    KafkaError._BAD_MSG: "records cannot be read",
+    KafkaError._BAD_COMPRESSION: "records cannot be decompressed",
+    KafkaError._UNSUPPORTED_FEATURE: "records are in a format that the client does not know",
+    KafkaError._NOT_IMPLEMENTED: "records are in a format that the client does not know",
+    KafkaError.INVALID_MSG: "records cannot be read",
+}
+"""What librdkafka says once about a partition and then goes on behind, or stops; said as DataLoss, or records would be skipped."""
+
 Report = Callable[[KafkaError | None, Any], None]
 
 
 def client_configuration(settings: KafkaSettings) -> dict[str, Any]:
     """Return what every client needs: addresses, and SASL when an account is configured."""
-    conf: dict[str, Any] = {"bootstrap.servers": settings.bootstrap_servers, "log_level": 3}
+    conf: dict[str, Any] = {
+        "bootstrap.servers": settings.bootstrap_servers,
+        "log_level": 3,
+        # Ten seconds, the default, is longer than a broker takes to come back.
+        "reconnect.backoff.max.ms": 1_000,
+    }
     if settings.username is not None:
         conf |= {
             "security.protocol": "SASL_PLAINTEXT",
@@ -101,8 +118,8 @@ class Topics:
                 except KafkaException as error:
                     if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
                         raise
-        except KafkaException as error:
-            raise KafkaUnavailable(f"kafka {settings.bootstrap_servers}: {error.args[0]}") from error
+        except (KafkaException, TimeoutError) as error:
+            raise KafkaUnavailable(f"kafka {settings.bootstrap_servers}: {_words(error)}") from error
         return self._settled_identity(SETTLE_S if missing else 0.0)
 
     def _settled_identity(self, patience_s: float) -> TopicIdentity:
@@ -129,8 +146,8 @@ class Topics:
         try:
             cluster = self._admin.describe_cluster().result(timeout=10)
             found = self._admin.describe_topics(TopicCollection([settings.topic]))[settings.topic].result(timeout=10)
-        except KafkaException as error:
-            raise KafkaUnavailable(f"kafka {settings.bootstrap_servers}: {error.args[0]}") from error
+        except (KafkaException, TimeoutError) as error:
+            raise KafkaUnavailable(f"kafka {settings.bootstrap_servers}: {_words(error)}") from error
         if len(found.partitions) != settings.partitions:
             raise ConfigurationError(
                 f"kafka.partitions = {settings.partitions}: topic {settings.topic} has {len(found.partitions)}; "
@@ -139,14 +156,21 @@ class Topics:
         return TopicIdentity(str(cluster.cluster_id), str(found.topic_id), len(found.partitions))
 
     def offsets(self, topic: str, partitions: int) -> dict[int, tuple[int, int]]:
-        """Return (first offset, next offset) of each partition."""
+        """Return (first offset, next offset) of each partition.
+
+        Raises:
+            KafkaUnavailable: no broker answers, or not for all partitions.
+        """
         try:
             ends = [
                 {p: f.result(timeout=10).offset for p, f in self._list_offsets(topic, partitions, spec).items()}
                 for spec in (OffsetSpec.earliest(), OffsetSpec.latest())  # type: ignore[no-untyped-call]
             ]
-        except KafkaException as error:
-            raise KafkaUnavailable(f"kafka {self._settings.bootstrap_servers}: {error.args[0]}") from error
+        except (KafkaException, TimeoutError) as error:
+            # The client asks with the leader epoch it knows and does not learn another from the refusal
+            # (FENCED_LEADER_EPOCH, for ever, after a broker was killed): the next call begins with fresh metadata.
+            self._admin = AdminClient(client_configuration(self._settings))
+            raise KafkaUnavailable(f"kafka {self._settings.bootstrap_servers}: {_words(error)}") from error
         return {p: (ends[0][p], ends[1][p]) for p in range(partitions)}
 
     def _list_offsets(self, topic: str, partitions: int, spec: OffsetSpec) -> dict[int, Any]:
@@ -159,6 +183,7 @@ class RecordProducer:
 
     def __init__(self, settings: KafkaSettings) -> None:
         self._fatal: str | None = None
+        self._max_record_bytes = settings.max_dead_letter_bytes + 65_536
         self._producer = Producer(
             client_configuration(settings)
             | {
@@ -170,15 +195,45 @@ class RecordProducer:
                 "compression.type": settings.compression,
                 "queue.buffering.max.messages": 200_000,
                 "queue.buffering.max.kbytes": 128 * 1024,
-                "message.max.bytes": settings.max_dead_letter_bytes + 65_536,
+                "message.max.bytes": self._max_record_bytes,
                 "error_cb": self._on_error,
             }
         )
 
     def produce(self, topic: str, partition: int, keys: Sequence[str], values: Sequence[bytes], report: Report) -> int:
-        """Queue records for one partition in order; returns how many were taken (fewer = the queue is full)."""
-        messages = [{"key": key, "value": value, "callback": report} for key, value in zip(keys, values, strict=True)]
-        return int(self._producer.produce_batch(topic, messages, partition=partition))
+        """Queue records for one partition in order.
+
+        Returns:
+            How many of the first records were taken; the rest did not fit into the queue and is to be offered again.
+
+        Raises:
+            DeliveryFailed: a record can never be delivered. Its neighbours may have been taken all the same and will
+                be reported; sent again they are duplicates, which the natural key absorbs.
+        """
+        messages: list[dict[str, Any]] = [{"key": key, "value": value, "callback": report} for key, value in zip(keys, values, strict=True)]
+        taken = int(self._producer.produce_batch(topic, messages, partition=partition))
+        # A full queue refuses all that follow, a bad record only itself: a count alone does not say which ones went.
+        return taken if taken == len(messages) else self._first_taken(topic, partition, messages, taken)
+
+    def _first_taken(self, topic: str, partition: int, messages: Sequence[dict[str, Any]], taken: int) -> int:
+        """Return how many records went before the queue was full, or raise for the record that was refused for good."""
+        for message in messages:
+            error = message.get("_error")
+            if error is not None and error.code() != KafkaError._QUEUE_FULL:
+                raise DeliveryFailed(self._refusal(topic, partition, message["key"], message["value"], error))
+        first = next(place for place, message in enumerate(messages) if "_error" in message)
+        if first != taken:
+            raise DeliveryFailed(
+                f"{topic}[{partition}]: {taken} of {len(messages)} records were taken, but only the first {first} in order"
+            )
+        return first
+
+    def _refusal(self, topic: str, partition: int, key: bytes | str | None, value: bytes, error: KafkaError) -> str:
+        """Return what was refused: key, size, limit; never the bytes themselves."""
+        return (
+            f"{topic}[{partition}]: a record of key {key!r} with {len(value)} bytes is refused for good: {error} "
+            f"(limit {self._max_record_bytes} bytes); the actor ends, what it held is sent again"
+        )
 
     def produce_one(
         self,
@@ -190,11 +245,17 @@ class RecordProducer:
         key: bytes | str | None = None,
         partition: int = PARTITION_UA,
     ) -> bool:
-        """Queue one record with headers; False when the queue is full."""
+        """Queue one record with headers; False when the queue is full.
+
+        Raises:
+            DeliveryFailed: the record can never be delivered.
+        """
         try:
             self._producer.produce(topic, value=value, key=key, partition=partition, headers=list(headers.items()), on_delivery=report)
         except BufferError:
             return False
+        except KafkaException as error:
+            raise DeliveryFailed(self._refusal(topic, partition, key, value, error.args[0])) from error
         return True
 
     def poll(self, timeout_s: float = 0.0) -> None:
@@ -239,6 +300,7 @@ class PartitionReader:
     def __init__(self, settings: KafkaSettings, client_id: str) -> None:
         self._topic = settings.topic
         self._pinned: set[int] = set()
+        self._losses: dict[int, DataLoss] = {}
         self._consumer = Consumer(
             client_configuration(settings)
             | {
@@ -257,20 +319,24 @@ class PartitionReader:
             }
         )
 
-    def start_at(self, partition: int, offset: int) -> None:
+    def start_at(self, partition: int, offset: int, leader_epoch: int | None = None) -> None:
         """Pin a partition at an offset, whether it was pinned before or not.
 
         By taking the partition away and giving it back: seek() is refused while
         a partition is still looking for its leader, which is when rewinds happen.
+
+        Args:
+            leader_epoch: of the last record before `offset`, when known: the brokers are then asked where that
+                epoch ended, and a log that was cut off below `offset` and has grown again is found out (DataLoss).
         """
-        place = TopicPartition(self._topic, partition, offset)
-        if partition in self._pinned:
-            self._consumer.incremental_unassign([place])
-        self._consumer.incremental_assign([place])
+        self.stop(partition)
+        epoch = -1 if leader_epoch is None else leader_epoch
+        self._consumer.incremental_assign([TopicPartition(self._topic, partition, offset, leader_epoch=epoch)])
         self._pinned.add(partition)
 
     def stop(self, partition: int) -> None:
-        """Let a partition go; nothing of it is fetched any more."""
+        """Let a partition go; nothing of it is fetched or reported any more."""
+        self._losses.pop(partition, None)
         if partition in self._pinned:
             self._pinned.discard(partition)
             self._consumer.incremental_unassign([TopicPartition(self._topic, partition)])
@@ -290,9 +356,14 @@ class PartitionReader:
     def poll(self, max_records: int, timeout_s: float) -> list[Fetched]:
         """Return what has arrived, grouped by partition.
 
+        One partition's loss takes nothing from the others: what came with it is returned first, the next call raises.
+
         Raises:
-            DataLoss: an offset is no longer in the log.
+            DataLoss: records of `partition` are not in the log or cannot be read there. It brings nothing more until
+                start_at; the others go on.
         """
+        if self._losses:
+            raise self._losses.pop(next(iter(self._losses)))
         records = self._consumer.consume(max_records, timeout_s)
         offsets: dict[int, list[int]] = {}
         values: dict[int, list[bytes | None]] = {}
@@ -312,9 +383,13 @@ class PartitionReader:
                         letter_ids.setdefault(partition, {})[cast("int", record.offset())] = letter_id
             elif error.code() == KafkaError._PARTITION_EOF:
                 ends[partition] = cast("int", record.offset())
-            elif error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
-                raise DataLoss(f"{self._topic}[{partition}]: the ledger's offset is not in the log ({error}); nothing was skipped")
+            elif error.code() in _LOSSES and partition in self._pinned:
+                self._losses[partition] = DataLoss(
+                    f"{self._topic}[{partition}]: {_LOSSES[error.code()]} ({error}); nothing was skipped", partition
+                )
             # Everything else (brokers down, leader moving) librdkafka retries by itself.
+        if self._losses and not (offsets or ends):
+            raise self._losses.pop(next(iter(self._losses)))
         return [
             Fetched(p, offsets.get(p, []), values.get(p, []), ends.get(p), letter_ids.get(p, {}), leader_epochs.get(p))
             for p in sorted(offsets.keys() | ends.keys())
@@ -335,6 +410,11 @@ class PartitionReader:
     def close(self) -> None:
         """Leave the brokers."""
         self._consumer.close()
+
+
+def _words(error: KafkaException | TimeoutError) -> str:
+    """Return what went wrong; a broker that takes a question and never answers shows up as a time-out of ours."""
+    return str(error.args[0]) if error.args else "no answer in time"
 
 
 def _header(record: Message, name: str) -> str | None:

@@ -20,7 +20,9 @@ import pyarrow.compute as pc
 
 from actors.avro import HEADER_BYTES, Codec, UndecodableRecord, frame_header, schema_id_of
 from actors.batch import READING_SCHEMA
+from actors.ingest.flush import DAY_US
 from actors.ingest.parse import Rejected, parse_time_us
+from rayapp.config import IngestSettings
 
 SchemaText = Callable[[int], str | None]
 """Schema id -> schema text, None when the registry knows no such id."""
@@ -111,6 +113,11 @@ class Decoder:
             parts.append(([offset], self._codec.decode_foreign(cast("bytes", value)[HEADER_BYTES:], text)))
         except UndecodableRecord as error:
             dead[offset] = str(error)
+
+
+def time_window(settings: IngestSettings, now_us: int) -> tuple[int, int]:
+    """Return the oldest and the newest time a reading may carry; outside it would make day partitions without end."""
+    return now_us - settings.max_age_days * DAY_US, now_us + settings.max_future_s * 1_000_000
 
 
 def _normalise(offsets: list[int], batch: pa.RecordBatch, dead: dict[int, str]) -> pa.Table:

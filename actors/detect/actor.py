@@ -3,9 +3,13 @@
 The detector owns the state of its partitions, keyed (partition, epoch,
 position, configuration version). A batch must continue exactly where the state
 stands; the state's snapshot goes back with the flags and is stored by write in
-the batch's own transaction. Today's rules are stateless thresholds, so the
-state is the position alone; what comes later (rates of change, stuck sensors,
-episodes) adds to PartitionState and to nothing else.
+the batch's own transaction. After a loss consume restores the last snapshot and
+sends what came behind it again: the state is a function of the log, so the
+flags are those that a detector without the loss would have given.
+
+Thresholds look at a reading alone. Steps remember each device's last reading:
+they are the state. What comes later (stuck sensors, episodes) adds to
+PartitionState and to its bytes, and raises FORMAT.
 """
 
 from __future__ import annotations
@@ -17,8 +21,9 @@ from dataclasses import dataclass
 
 from actors.base import Actor, Report
 from actors.batch import Batch, DetectorSnapshot, Flags, PartitionClaim
+from actors.detect.steps import EMPTY, FORMAT, StepRule, StepState, UnreadableSnapshot
 from actors.detect.thresholds import Thresholds
-from rayapp.config import Settings, ThresholdSettings
+from rayapp.config import Settings
 from rayapp.errors import RayappError, StaleClaim
 from rayapp.log import Events
 
@@ -38,11 +43,17 @@ class PartitionState:
     epoch: int
     position: int
     snapshot_due_s: float
+    steps: StepState
 
 
-def configuration_version(settings: ThresholdSettings) -> str:
-    """Return a short name of the rules; state made under other rules is not restored."""
-    return hashlib.sha256(json.dumps(settings.model_dump(), sort_keys=True).encode()).hexdigest()[:12]
+def configuration_version(settings: Settings) -> str:
+    """Return a short name of the rules and of the state's format; state made under others is not restored."""
+    rules = {
+        "format": FORMAT,
+        "thresholds": settings.thresholds.model_dump(),
+        "steps": settings.steps.model_dump(exclude={"warm_up_records"}),
+    }
+    return hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()[:12]
 
 
 class Detect(Actor):
@@ -53,7 +64,8 @@ class Detect(Actor):
     def __init__(self, name: str, settings: Settings) -> None:
         super().__init__(name)
         self._thresholds = Thresholds(settings.thresholds)
-        self._version = configuration_version(settings.thresholds)
+        self._steps = StepRule(settings.steps) if settings.steps.limits else None
+        self._version = configuration_version(settings)
         self._states: dict[tuple[str, int], PartitionState] = {}
 
     def run(self) -> Report:
@@ -63,13 +75,27 @@ class Detect(Actor):
     def restore(self, claim: PartitionClaim, position: int, snapshot: DetectorSnapshot | None) -> None:
         """Set a partition's state to `position` under a claim; called by consume before its first batch and after a rewind.
 
+        Args:
+            snapshot: the state of exactly `position` under these rules; None begins with nothing remembered.
+
         Raises:
             StaleClaim: a higher epoch is already here.
+            UnreadableSnapshot: of other rules, of another position, or no state at all; nothing was changed.
         """
         self._refuse_older(claim)
-        usable = snapshot is not None and snapshot.configuration_version == self._version and snapshot.position == position
-        self._states[claim.topic, claim.partition] = PartitionState(claim.epoch, position, time.monotonic() + SNAPSHOT_EVERY_S)
-        _events.info("detector_restored", partition=claim.partition, epoch=claim.epoch, position=position, from_snapshot=usable)
+        steps = EMPTY
+        if snapshot is not None:
+            if (snapshot.configuration_version, snapshot.position) != (self._version, position):
+                raise UnreadableSnapshot(
+                    f"{claim.topic}[{claim.partition}]: snapshot of rules {snapshot.configuration_version} at {snapshot.position}, "
+                    f"wanted {self._version} at {position}"
+                )
+            steps = StepState.from_bytes(snapshot.state) if self._steps is not None else EMPTY
+        self._states[claim.topic, claim.partition] = PartitionState(claim.epoch, position, time.monotonic() + SNAPSHOT_EVERY_S, steps)
+        _events.info(
+            "detector_restored",
+            partition=claim.partition, epoch=claim.epoch, position=position, from_snapshot=snapshot is not None, devices=len(steps.last_us),
+        )  # fmt: skip
 
     def detect(self, batch: Batch, drain: bool = False) -> Flags:
         """Return one flag a row and, when due or draining, the snapshot of exactly `batch.after`.
@@ -83,17 +109,24 @@ class Detect(Actor):
         self._refuse_older(claim)
         state = self._states.get((claim.topic, claim.partition))
         if state is None or state.epoch != claim.epoch or state.position != batch.before:
-            raise OutOfStep(f"{claim.topic}[{claim.partition}]: batch begins at {batch.before}, state stands at {state}; restore and go on")
-        anomalies = self._thresholds.anomalies(batch.table["device_type"], batch.table["value"])
-        state.position = batch.after
+            stands = None if state is None else (state.epoch, state.position)
+            raise OutOfStep(
+                f"{claim.topic}[{claim.partition}]: batch begins at {batch.before}, state stands at {stands}; restore and go on"
+            )
+        anomalies = self._thresholds.anomalies(batch.table["device_type"], batch.table["value"]).to_numpy()
+        steps = state.steps
+        if self._steps is not None:
+            steps, jumped = self._steps.judge(steps, batch.table)
+            anomalies = anomalies | jumped
+        state.position, state.steps = batch.after, steps
         self.counters["rows_total"] += batch.table.num_rows
         self.gauges["partitions"] = len(self._states)
         snapshot = None
         now = time.monotonic()
         if drain or now >= state.snapshot_due_s:
             state.snapshot_due_s = now + SNAPSHOT_EVERY_S
-            snapshot = DetectorSnapshot(claim.epoch, batch.after, self._version, b"{}")
-        return Flags(anomalies.to_numpy(), snapshot)
+            snapshot = DetectorSnapshot(claim.epoch, batch.after, self._version, steps.to_bytes() if self._steps is not None else b"")
+        return Flags(anomalies, snapshot)
 
     def _refuse_older(self, claim: PartitionClaim) -> None:
         state = self._states.get((claim.topic, claim.partition))

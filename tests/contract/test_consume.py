@@ -2,65 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
+import pyarrow.compute as pc
 import pytest
-from builders import SCHEMA, SCHEMA_ID, claim, framed
-from fakes import Downstream, LedgerRows, Log, Producer, Reader, Store
+from builders import SCHEMA, claim, framed
+from consume_world import BROKEN, World, now_record, now_text
 
-from actors.base import ActorState, Report
-from actors.batch import Batch, Outcome, PartitionClaim, WriteAnswer
-from actors.consume import actor as module
-from actors.consume.actor import Consume
-from actors.detect.actor import Detect, OutOfStep
-from rayapp.config import Settings
-from rayapp.errors import DatabaseUnavailable, DataLoss, DeliveryFailed, DownstreamLost, StaleClaim
+from actors.base import ActorState
+from actors.batch import Batch, Outcome, WriteAnswer
+from actors.consume import recovery
+from actors.detect.actor import OutOfStep
+from rayapp.errors import DatabaseUnavailable, DeliveryFailed, DependencyUnavailable, DownstreamLost, KafkaUnavailable, StaleClaim
 
 DEAD_LETTERS = "iot-sensor-data-dlq"
-
-
-def now_record(value: float | None = 21.5, **changes: Any) -> bytes:
-    """Return a record of today, which the actor's clock accepts."""
-    return framed(timestamp=module.time.strftime("%Y-%m-%dT%H:%M:%S.000000+00:00", module.time.gmtime()), value=value, **changes)
-
-
-BROKEN = b"not avro"
-
-
-class World:
-    """An actor and everything around it; run() drains when the condition holds."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, **batch: Any) -> None:
-        self.settings = Settings(batch={"interval_s": 1e-9, "max_rows": 3, **batch})  # type: ignore[arg-type]
-        self.log, self.producer, self.ledger = Log(), Producer(), LedgerRows()
-        self.store = Store(self.ledger)
-        self.detector = Detect("detect/0#1", self.settings)
-        self.downstream = Downstream(self.detector, self.store)
-        self.reader = Reader(self.log, self._turn)
-        self.until: Callable[[], bool] = self.is_done
-        self.each_turn: Callable[[], None] = lambda: None
-        monkeypatch.setattr(module, "PartitionReader", lambda *_: self.reader)
-        monkeypatch.setattr(module, "RecordProducer", lambda *_: self.producer)
-        monkeypatch.setattr(module, "connect", self.ledger.connect)
-        monkeypatch.setattr(module, "Ledger", self.ledger.ledger)
-        monkeypatch.setattr(module, "RETRY_S", 0.0)
-        self.actor = Consume("consume/0#1", self.settings, SCHEMA, SCHEMA_ID)
-
-    def _turn(self) -> None:
-        self.each_turn()
-        if self.until():
-            self.actor.drain()
-
-    def is_done(self) -> bool:
-        """True when the ledger stands at every log's end."""
-        return all(self.ledger.next.get(partition, 0) == end for partition, end in self.log.ends.items())
-
-    def run(self, *claims: PartitionClaim) -> Report:
-        return self.actor.run(list(claims) or [claim()], self.downstream)
-
-    def offsets(self, partition: int = 0) -> list[int]:
-        return sorted(offset for each, offset in self.store.rows if each == partition)
 
 
 @pytest.fixture
@@ -202,6 +155,24 @@ def test_rewind_goes_back_to_the_ledger(world: World) -> None:
     assert 2 == world.downstream.history.count("restore")
 
 
+def test_rewind_leaves_no_dead_letter_behind_that_is_sent_again(world: World) -> None:
+    """Letters that the producer had no room for are dropped with their batch at a rewind; read again, each goes out once."""
+    world.log.append(0, now_record(), now_record(), now_record(), BROKEN, BROKEN, BROKEN)
+    world.producer.room = 0
+    world.store.mishaps.append(lambda _batch: WriteAnswer(Outcome.REWIND, 0))
+    world.downstream.hold = {"write"}
+
+    def let_go() -> None:
+        world.producer.room = 9 if world.ledger.next else 0
+        if world.actor._letters._queue:
+            world.downstream.hold = set()
+
+    world.each_turn = let_go
+    world.run()
+
+    assert 3 == len(world.producer.dead)
+
+
 @pytest.mark.parametrize("committed", [False, True])
 def test_unknown_outcome_is_read_from_the_ledger(world: World, committed: bool) -> None:
     """When the database breaks at COMMIT, the ledger says whether the batch counts; it is stored once either way."""
@@ -275,16 +246,6 @@ def test_partition_claimed_away_ends_the_run(world: World) -> None:
     with pytest.raises(StaleClaim):
         world.run()
     assert [0, 1, 2] == world.offsets()
-
-
-@pytest.mark.parametrize(("low", "position"), [(0, 9), (3, 2)])
-def test_ledger_outside_the_log_is_data_loss(world: World, low: int, position: int) -> None:
-    """A position beyond the log, or before what it still holds, ends loudly; nothing is skipped."""
-    world.log.append(0, *[now_record()] * 5)
-    world.ledger.next[0], world.reader.low[0] = position, low
-    with pytest.raises(DataLoss):
-        world.run()
-    assert [] == world.store.batches
 
 
 def test_credit_stops_fetching_until_write_commits(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -384,3 +345,181 @@ def test_foreign_schema_waits_for_the_registry(world: World, monkeypatch: pytest
 
     assert ([], 2) == (answers, world.ledger.next[0])
     assert [0, 1] == sorted([*world.offsets(), *[int(headers["id"].split(b"/")[-1]) for _, headers in world.producer.dead]])
+
+
+def test_known_foreign_schema_goes_on_while_the_registry_is_away(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A schema id looked up once is not asked for again; records of ours never need the registry."""
+    asked: list[int] = []
+
+    def lookup(schema_id: int) -> str:
+        asked.append(schema_id)
+        if len(asked) > 1:
+            raise DatabaseUnavailable("registry away")
+        return SCHEMA
+
+    monkeypatch.setattr(world.actor._decoder, "_schema_text", lookup)
+    for _ in range(4):
+        world.log.append(0, now_record(), framed(schema_id=99, timestamp=now_text()))
+    world.run()
+
+    assert ([99], list(range(8))) == (asked, world.offsets())
+
+
+@pytest.mark.parametrize("committed", [False, True])
+def test_commit_of_unknown_outcome_with_a_batch_behind_it(world: World, committed: bool) -> None:
+    """The batch that waits behind a broken COMMIT is thrown away with it and cut anew where the ledger stands, after either outcome."""
+    world.log.append(0, *[now_record(float(n)) for n in range(9)])
+    broken: list[tuple[int, int]] = []
+
+    def breaks(batch: Batch) -> Exception:
+        if committed:
+            world.store.commit(batch)
+        broken.append((batch.before, batch.after))
+        return DatabaseUnavailable("connection lost at COMMIT")
+
+    world.downstream.hold = {"write"}
+    world.each_turn = lambda: world.downstream.hold.clear() if world.downstream.history.count("detect") > 1 else None
+    world.store.mishaps.append(breaks)
+    world.run()
+
+    assert [(0, 3)] == broken
+    assert list(range(9)) == world.offsets()
+    assert [(0, 0), (0, 3 if committed else 0)] == world.reader.started
+    again = [(batch.before, batch.after) for batch in world.store.batches[1:]]
+    assert [(3, 6), (6, 9)] == again[-2:]
+
+
+def test_ledger_in_the_middle_of_a_batch_is_gone_back_to(world: World) -> None:
+    """Somebody stored half of what a batch holds: write answers rewind, and the next batch begins at the ledger, in no old boundary."""
+    world.log.append(0, *[now_record(float(n)) for n in range(9)])
+
+    def half(batch: Batch) -> None:
+        keep = batch.table.filter(pc.less(batch.table["offset"], 2))
+        world.store.commit(Batch(batch.claim, keep, 0, 2, 2))
+
+    world.store.mishaps.append(half)
+    world.run()
+
+    assert list(range(9)) == world.offsets()
+    assert 2 in [batch.before for batch in world.store.batches]
+    assert all(after <= 2 or before >= 2 for before, after in [(b.before, b.after) for b in world.store.batches[1:]])
+
+
+def test_batch_that_was_stored_already_is_done(world: World) -> None:
+    """A ledger at or beyond a batch's end means stored: its credit returns, and nothing is stored twice or read again."""
+    world.log.append(0, *[now_record(float(n)) for n in range(6)])
+    world.store.mishaps.append(lambda batch: world.store.commit(batch))  # and then write finds the ledger there
+    world.run()
+
+    assert list(range(6)) == world.offsets()
+    assert [(0, 0)] == world.reader.started
+
+
+def test_partitions_of_one_writer_are_claimed_each_by_itself(world: World) -> None:
+    """When one of two partitions of the same writer is claimed away, the run ends; what the other had stored stays, whole batches only."""
+    world.log.append(0, *[now_record()] * 9)
+    world.log.append(1, *[now_record()] * 9)
+    world.each_turn = lambda: world.ledger.epochs.update({1: 2}) if world.ledger.next.get(1, 0) >= 3 else None
+    with pytest.raises(StaleClaim):
+        world.run(claim(0), claim(1))
+
+    for partition in (0, 1):
+        assert world.offsets(partition) == list(range(world.ledger.next[partition]))
+    assert 3 <= world.ledger.next[1] < 9
+    world.fresh()
+    world.each_turn = lambda: None
+    world.run(claim(0, epoch=2), claim(1, epoch=2))
+    assert (list(range(9)), list(range(9))) == (world.offsets(0), world.offsets(1))
+
+
+def test_unavailable_actor_may_have_done_its_work(world: World) -> None:
+    """A detector and a writer that did what was asked and whose answers were lost: the ledger tells, nothing is stored twice."""
+    world.log.append(0, *[now_record(float(n)) for n in range(9)])
+    lost = 0
+
+    def answers_are_lost(batch: Batch) -> Exception | None:
+        nonlocal lost
+        lost += 1
+        if lost % 2 == 0:
+            return None
+        world.store.commit(batch)
+        return DependencyUnavailable("actor unavailable")
+
+    world.store.mishaps.extend([answers_are_lost] * 6)
+    world.downstream.errors["detect"].append(DependencyUnavailable("actor unavailable"))
+    world.downstream.errors["restore"].append(DependencyUnavailable("actor unavailable"))
+    world.run()
+
+    assert list(range(9)) == world.offsets()
+
+
+def test_zombie_stores_nothing_and_its_dead_letters_carry_the_same_ids(world: World) -> None:
+    """An actor whose partition was claimed away while its dead letters were under way ends without a row; the new owner's letters are
+    the same letters."""
+    world.log.append(0, now_record(), BROKEN, now_record())
+    world.producer.hold = True
+
+    def claimed_away() -> None:
+        if world.producer.waiting:
+            world.ledger.epochs[0] = 2
+            world.producer.hold = False
+
+    world.each_turn = claimed_away
+    with pytest.raises(StaleClaim):
+        world.run()
+    assert ({}, []) == (world.ledger.next, world.offsets())
+
+    world.fresh()
+    world.each_turn = lambda: None
+    world.run()
+    assert [0, 2] == world.offsets()
+    assert [b"iot-sensor-data/0/1"] * 2 == [headers["id"] for _, headers in world.producer.dead]
+
+
+def test_dead_letter_of_a_replayed_record_keeps_its_first_id(world: World) -> None:
+    """A record made from a dead letter that fails again, at consume or at write, is the same dead letter; it says where it lies now."""
+    world.log.append(0, BROKEN, now_record(), now_record())
+    world.log.letter_ids |= {(0, 0): "ruuvitag/data/abc", (0, 1): "ruuvitag/data/def"}
+    world.store.mishaps.append(lambda batch: WriteAnswer(Outcome.REJECTED, batch.before, rejected={1: "refused:22003"}))
+    world.run()
+
+    found = {headers["id"]: (headers["topic"], headers["partition"], headers["offset"]) for _, headers in world.producer.dead}
+    assert {b"ruuvitag/data/abc": (b"iot-sensor-data", b"0", b"0"), b"ruuvitag/data/def": (b"iot-sensor-data", b"0", b"1")} == found
+
+
+def test_batches_carry_the_leader_epoch(world: World) -> None:
+    """What write stores tells a truncated log from a longer one."""
+    world.log.append(0, *[now_record()] * 3)
+    world.run()
+
+    assert [0] == [batch.leader_epoch for batch in world.store.batches if batch.records]
+
+
+def test_all_partitions_are_recovered_over_one_connection(world: World) -> None:
+    """Recovery time counts: however many partitions an actor holds, it opens one connection to read where they stand."""
+    for partition in range(6):
+        world.log.append(partition, now_record())
+    world.run(*[claim(partition) for partition in range(6)])
+
+    assert (1, list(range(6))) == (world.ledger.connects, sorted(world.ledger.reads))
+
+
+def test_partition_whose_leader_does_not_answer_does_not_keep_the_others_waiting(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asking for one log's bounds takes all the time a recovery has, again and again; the others are reached by turns."""
+    for partition in range(3):
+        world.log.append(partition, now_record())
+    clock = [0.0]
+    bounds = world.reader.log_bounds
+
+    def slow(partition: int) -> tuple[int, int]:
+        if partition == 0:
+            clock[0] += 10.0
+            raise KafkaUnavailable("no leader")
+        return bounds(partition)
+
+    world.reader.log_bounds = slow  # type: ignore[method-assign]
+    monkeypatch.setattr(recovery.time, "monotonic", lambda: clock[0])
+    world.until = lambda: world.reader.turns > 30
+    world.run(*[claim(partition) for partition in range(3)])
+
+    assert ([], [0], [0]) == tuple(world.offsets(partition) for partition in range(3))

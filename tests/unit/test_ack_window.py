@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
-from actors.adapters.mqtt import Delivery
+from actors.adapters.mqtt import Delivery, acknowledgeable
 from actors.ingest.ack_window import AckWindow, Flush
 
 
@@ -29,7 +29,7 @@ class Windows(RuleBasedStateMachine):
         """Open a flush of some messages."""
         deliveries = [Delivery("t", b"", self.received + i, 1, 1) for i in range(messages)]
         number = len(self.opened)
-        self.opened.append((self.window.open(deliveries), self.received, messages))
+        self.opened.append((self.window.open(deliveries, 10 * messages), self.received, messages))
         self.received += messages
         self.outstanding[number] = 0
         return number
@@ -74,9 +74,125 @@ class Windows(RuleBasedStateMachine):
     def counts_what_waits(self) -> None:
         """The window counts exactly the messages received and not acknowledged."""
         assert self.received - len(self.acknowledged) == self.window.messages
+        assert 10 * self.window.messages == self.window.size_bytes
 
 
 TestWindows = Windows.TestCase
+
+
+class Connections(RuleBasedStateMachine):
+    """A broker that uses few packet ids again and again, connections that break, sessions that are forgotten.
+
+    Each message is known by a number that the window never sees; a PUBACK is judged by the message that the broker
+    has under that packet id at that moment, which is what a stale one would acknowledge wrongly.
+    """
+
+    IDS = 5
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.window = AckWindow()
+        self.generation = 1
+        self.published = self.next_id = 0
+        self.inflight: dict[int, int] = {}
+        self.pending: list[tuple[Delivery, int]] = []
+        self.flushes: list[tuple[Flush, list[tuple[Delivery, int]], int]] = []
+        self.stored: set[int] = set()
+        self.number_of: dict[int, int] = {}
+        self.acknowledged: list[int] = []
+        self.order: list[int] = []
+
+    def _receive(self, mid: int, qos: int, number: int) -> None:
+        delivery = Delivery("t", b"", mid, qos, self.generation)
+        self.number_of[id(delivery)] = number
+        self.pending.append((delivery, number))
+        if qos:
+            self.order.append(number)
+
+    @rule()
+    def publish(self) -> None:
+        """A message of QoS 1 under the next packet id that is free."""
+        if len(self.inflight) == self.IDS:
+            return
+        while True:
+            self.next_id = self.next_id % self.IDS + 1
+            if self.next_id not in self.inflight:
+                break
+        self.published += 1
+        self.inflight[self.next_id] = self.published
+        self._receive(self.next_id, 1, self.published)
+
+    @rule()
+    def publish_qos_0(self) -> None:
+        """A message without a packet id."""
+        self.published += 1
+        self._receive(0, 0, self.published)
+
+    @rule(records=st.integers(0, 3))
+    def flush(self, records: int) -> None:
+        """Everything received becomes records."""
+        flush = self.window.open([delivery for delivery, _ in self.pending])
+        flush.expect(records)
+        flush.seal()
+        self.flushes.append((flush, self.pending, records))
+        if not records:
+            self.stored |= {number for _, number in self.pending}
+        self.pending = []
+
+    @rule(data=st.data())
+    def deliver(self, data: st.DataObject) -> None:
+        """One record of some flush is delivered, in any order."""
+        waiting = [n for n, (_, _, records) in enumerate(self.flushes) if records]
+        if not waiting:
+            return
+        n = data.draw(st.sampled_from(waiting))
+        flush, messages, records = self.flushes[n]
+        flush.delivered()
+        self.flushes[n] = flush, messages, records - 1
+        if records == 1:
+            self.stored |= {number for _, number in messages}
+
+    @rule()
+    def reconnect(self) -> None:
+        """What is not acknowledged comes again under the same packet ids and the next generation."""
+        self.generation += 1
+        self.order.clear()
+        for mid, number in list(self.inflight.items()):
+            self._receive(mid, 1, number)
+
+    @rule()
+    def forget(self) -> None:
+        """The broker is killed: its packet ids start anew, and old ones now mean other messages."""
+        self.generation += 1
+        self.inflight.clear()
+        self.order.clear()
+        self.next_id = 0
+
+    @rule()
+    def acknowledge(self) -> None:
+        """What is due is acknowledged, and the broker looks at each PUBACK."""
+        for delivery in acknowledgeable(self.window.due(), self.generation):
+            number = self.number_of[id(delivery)]
+            assert delivery.qos == 1, "QoS 0 is never acknowledged"
+            assert number in self.stored, "before all its records were delivered"
+            assert number == self.inflight.pop(delivery.mid, None), "stale: the broker has another message, or none, under this id"
+            assert number not in self.acknowledged, "twice"
+            assert number == self.order.pop(0), "not in receive order"
+            self.acknowledged.append(number)
+
+    def teardown(self) -> None:
+        """Once everything is delivered, everything of the last connection is acknowledged."""
+        self.flush(0)
+        for flush, messages, records in self.flushes:
+            for _ in range(records):
+                flush.delivered()
+            self.stored |= {number for _, number in messages}
+        self.acknowledge()
+        assert not self.inflight
+        assert not self.window
+
+
+TestConnections = Connections.TestCase
 
 
 def test_window_without_messages_is_done() -> None:

@@ -99,3 +99,18 @@ def test_encoded_stream_holds_every_field(rows: list[dict[str, Any]]) -> None:
         for name, field in zip(copy.COLUMNS, row, strict=True):
             if name != "tags":
                 assert shown(name, wanted[name]) == field, name
+
+
+@given(rows_strategy, st.data())
+def test_halves_are_encoded_as_their_rows_alone(rows: list[dict[str, Any]], data: st.DataObject) -> None:
+    """A part of a batch, cut again and again, is encoded as if it had come alone, and knows its offsets."""
+    prepared = copy.prepare(table(rows), np.ones(len(rows), bool), NOW_US)
+    places = np.arange(len(rows))
+    part = prepared
+    while len(part) > 1:
+        second = data.draw(st.booleans())
+        part, places = part.halves()[second], np.array_split(places, [len(places) // 2])[second]
+        alone = prepared.table.take(places)
+
+        assert copy.encode(alone) == copy.encode(part.table)
+        assert prepared.offsets.take(places).to_pylist() == [part.offset(row) for row in range(len(part))]

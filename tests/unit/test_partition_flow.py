@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from actors.adapters.kafka import Fetched
+from actors.consume.dead_share import DeadShare
 from actors.consume.flow import PartitionFlow, Stage
 
 CREDIT = 100
+SHARE = DeadShare(1.0, 10, 1)
 
 
 class Flow(RuleBasedStateMachine):
@@ -20,7 +22,7 @@ class Flow(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.flow = PartitionFlow(claim(), 0, 0, CREDIT)
+        self.flow = PartitionFlow(claim(), CREDIT, SHARE)
         self.log: dict[int, bytes | None] = {}
         self.end = 0
         self.ledger = 0
@@ -34,7 +36,7 @@ class Flow(RuleBasedStateMachine):
         """Start where the ledger says."""
         self.end = self.ledger = self.last_after = start
         self.first = start
-        self.flow.restart(start)
+        self.flow.restart(start, start)
 
     @rule(sizes=st.lists(st.none() | st.integers(0, 30), max_size=4), gap=st.integers(0, 2))
     def append(self, sizes: list[int | None], gap: int) -> None:
@@ -55,7 +57,10 @@ class Flow(RuleBasedStateMachine):
         if end is not None and offsets and bisect_left(offsets, self.flow.position) < len(offsets) and not taken:
             end = None  # a reader never reports the end before the records in front of it
         self.now += 1.0
-        self.flow.add(Fetched(0, taken, [self.log[o] for o in taken], end), self.now)
+        if taken:  # leader epochs change every ten offsets; a fetch tells that of its last record
+            taken = [offset for offset in taken if offset // 10 == taken[0] // 10]
+            end = end if taken[-1] == offsets[-1] else None
+        self.flow.add(Fetched(0, taken, [self.log[o] for o in taken], end, {}, taken[-1] // 10 if taken else None), self.now)
 
     @rule(max_rows=st.integers(1, 4))
     def cut(self, max_rows: int) -> None:
@@ -68,6 +73,10 @@ class Flow(RuleBasedStateMachine):
         assert under_way.before < under_way.after
         assert [o for o in sorted(self.log) if under_way.before <= o < under_way.after] == list(under_way.raw)
         assert len(under_way.raw) <= max_rows
+        assert under_way.warm == (under_way.before < self.flow.warm_until)
+        assert not under_way.warm or under_way.after <= self.flow.warm_until
+        if under_way.raw:
+            assert under_way.leader_epoch == max(under_way.raw) // 10
         self.last_after = under_way.after
 
     @rule(sizes=st.lists(st.integers(0, 30), min_size=1, max_size=4), back=st.integers(0, 3), max_rows=st.integers(1, 4))
@@ -90,6 +99,9 @@ class Flow(RuleBasedStateMachine):
     def hand_over(self) -> None:
         """A batch goes to write only when it is ready and nothing is there."""
         first = self.flow.first
+        if first is not None and first.warm:
+            self.flow.warmed()
+            first = None
         may_go = self.flow.writing is None and first is not None and first.stage is Stage.READY and not self.flow.recovering
         moved = self.flow.advance_to_write()
 
@@ -123,11 +135,12 @@ class Flow(RuleBasedStateMachine):
         assert not self.flow.due(self.now + 100, interval_s=0.0, max_rows=1, draining=True)
 
     @precondition(lambda self: self.flow.recovering)
-    @rule()
-    def restart(self) -> None:
-        """Go on from the ledger."""
-        self.flow.restart(self.ledger)
-        self.last_after = self.ledger
+    @rule(back=st.just(0) | st.integers(0, 20))
+    def restart(self, back: int) -> None:
+        """Store from the ledger, detect from there or from further back."""
+        position = max(self.first, self.ledger - back)
+        self.flow.restart(position, self.ledger)
+        self.last_after = position
 
     @invariant()
     def every_record_below_the_ledger_is_stored_once(self) -> None:
@@ -148,8 +161,8 @@ TestFlow.settings = settings(max_examples=80, stateful_step_count=40, deadline=N
 
 
 def flow(**changes: object) -> PartitionFlow:
-    started = PartitionFlow(claim(), 0, 0, CREDIT, **changes)  # type: ignore[arg-type]
-    started.restart(0)
+    started = PartitionFlow(claim(), CREDIT, SHARE, **changes)  # type: ignore[arg-type]
+    started.restart(0, 0)
     return started
 
 
@@ -178,7 +191,7 @@ def test_second_batch_waits_while_one_is_in_write() -> None:
 
 def test_nothing_is_taken_before_the_ledger_was_read() -> None:
     """A new flow is recovering: it buffers nothing and cuts nothing until restart()."""
-    fresh = PartitionFlow(claim(), 0, 0, CREDIT)
+    fresh = PartitionFlow(claim(), CREDIT, SHARE)
     fresh.add(Fetched(0, [0], [b"x"], None), 0.0)
 
     assert (fresh.held_bytes, fresh.due(9.0, interval_s=0.0, max_rows=1, draining=True)) == (0, False)
@@ -233,3 +246,95 @@ def test_idle_means_nothing_is_left_to_do() -> None:
     assert not one.idle
     one.cut(0.0, 1)
     assert not one.idle
+
+
+def warm_flow(position: int, next_offset: int) -> PartitionFlow:
+    started = PartitionFlow(claim(), CREDIT, SHARE)
+    started.restart(position, next_offset)
+    return started
+
+
+def test_no_batch_straddles_the_ledgers_position() -> None:
+    """Records below the ledger are warm batches that end exactly there, whatever the fetch; they do not wait for the interval."""
+    one = warm_flow(0, 3)
+    one.add(Fetched(0, [0, 1, 2, 3, 4], [b"x"] * 5, None), 0.0)
+    found = []
+    assert one.due(0.0, interval_s=9.0, max_rows=9, draining=False)
+    while one.due(0.0, interval_s=0.0, max_rows=2, draining=False):
+        under_way = one.cut(0.0, 2)
+        found.append((under_way.before, under_way.after, under_way.warm, under_way.snapshot_wanted))
+        one.first = None
+
+    assert [(0, 2, True, False), (2, 3, True, False), (3, 5, False, True)] == found
+    one.add(Fetched(0, [5], [b"x"], None), 0.0)
+    assert not one.due(0.0, interval_s=0.2, max_rows=2, draining=False)
+    assert not one.cut(0.0, 2).snapshot_wanted
+
+
+def test_warm_batch_ends_at_the_ledger_over_a_marker() -> None:
+    """When markers lie before the ledger's position, or only markers do, the warm batch covers them."""
+    gap = warm_flow(0, 4)
+    gap.add(Fetched(0, [0, 7], [b"x"] * 2, None), 0.0)
+    assert (0, 4) == (gap.cut(0.0, 9).before, gap.cut_position)
+    gap.first = None
+    assert (4, 8, [7]) == ((found := gap.cut(0.0, 9)).before, found.after, list(found.raw))
+
+    end = warm_flow(0, 4)
+    end.add(Fetched(0, [], [], 6), 0.0)
+    assert (0, 4, True) == ((found := end.cut(0.0, 9)).before, found.after, found.warm)
+    end.first = None
+    assert (4, 6, False) == ((found := end.cut(0.0, 9)).before, found.after, found.warm)
+
+
+def test_ids_of_replayed_letters_go_with_their_records() -> None:
+    """A batch carries the ids of its own records and no others."""
+    one = flow()
+    one.add(Fetched(0, [0, 1, 2], [b"x"] * 3, None, {0: "a", 2: "c"}), 0.0)
+
+    assert {0: "a"} == one.cut(0.0, 2).letter_ids
+    one.first = None
+    assert {2: "c"} == one.cut(0.0, 2).letter_ids
+    assert {} == one.letter_ids
+
+
+def test_leader_epoch_is_never_older_than_the_last_records() -> None:
+    """Cut within a fetch, a batch carries the epoch that the fetch ended with; a log must not look truncated for it."""
+    one = flow()
+    one.add(Fetched(0, [0, 1], [b"x"] * 2, None, {}, 3), 0.0)
+    one.add(Fetched(0, [2, 3], [b"x"] * 2, None, {}, 4), 0.0)
+    epochs = []
+    for _ in range(4):
+        epochs.append(one.cut(0.0, 1).batch().leader_epoch)
+        one.first = None
+
+    assert [3, 3, 4, 4] == epochs
+
+
+def test_dead_letters_are_counted_over_the_batches_under_way() -> None:
+    """Rows that write rejects count in their own batch, and the batch behind it is judged with them."""
+    one = PartitionFlow(claim(), CREDIT, DeadShare(0.5, 4, 4))
+    one.restart(0, 0)
+    one.add(Fetched(0, list(range(8)), [b"x"] * 8, None), 0.0)
+    one.cut(0.0, 4).stage = Stage.READY
+    writing = one.advance_to_write()
+    assert writing is not None
+    first = one.cut(0.0, 4)
+    first.count_dead([4, 5])
+    assert None is one.too_many_dead()
+    writing.count_dead([3])
+    found = one.too_many_dead()
+    assert found is not None
+    assert (first, 1) == (found[0], found[1].record)
+    one.committed()
+    assert (4, [3]) == (one.share.seen, one.share.dead.tolist())
+
+
+def test_halted_flow_holds_nothing_and_takes_nothing() -> None:
+    """A halted partition counts as recovering for good: nothing is buffered, cut or held."""
+    one = flow()
+    one.add(Fetched(0, [0], [b"x"], None), 0.0)
+    one.cut(0.0, 1)
+    one.halt()
+    one.add(Fetched(0, [1], [b"x"], None), 0.0)
+
+    assert (True, True, 0) == (one.halted, one.recovering, one.held_bytes)

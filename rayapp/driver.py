@@ -94,7 +94,10 @@ class _DriverConnection:
             DatabaseUnavailable: the database does not answer.
         """
         if self._connection is None or self._connection.closed or self._claims is None:
-            self._connection = connect(self._settings.database, "driver", application=f"{self._settings.pipeline} driver")
+            database = self._settings.database
+            self._connection = connect(
+                database, "driver", application=f"{self._settings.pipeline} driver", answer_timeout_s=database.answer_timeout_s
+            )
             epoch = self._claims.driver_epoch if self._claims is not None else 0
             self._claims = Claims(self._connection, self._settings.pipeline, self._driver_id)
             self._claims.driver_epoch = epoch

@@ -81,7 +81,11 @@ class LedgerWatch:
             self._identity_due_s = now_s + IDENTITY_EVERY_S
         if self._connection is None or self._connection.closed:
             self._connection = connect(
-                self._settings.database, "driver", application=f"{self._settings.pipeline} ledger watch", autocommit=True
+                self._settings.database,
+                "driver",
+                application=f"{self._settings.pipeline} ledger watch",
+                autocommit=True,
+                answer_timeout_s=self._settings.database.answer_timeout_s,
             )
         rows = self._connection.execute(
             "SELECT partition, epoch, owner, next_offset, counted_from, records, stored, duplicate, other_gateway, dead, halted,"

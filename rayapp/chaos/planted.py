@@ -19,7 +19,6 @@ from rayapp.log import Events
 BUGS = ("ack_before_produce", "offset_before_rows", "no_epoch_test", "dead_letter_after_ledger", "no_dedupe")
 ROWS_LATER_S = 0.4
 LETTERS_LATER_S = 4.0
-LOOK_TO_COPY_S = 0.3
 
 _events = Events(__name__)
 
@@ -81,18 +80,13 @@ def _forget_epochs(flags: Path) -> None:
     def any_next_offset(self: Any, claim: Any) -> int:
         if not _active(flags, "no_epoch_test"):
             return next_offset(self, claim)
-        position = _position(self, claim)
-        time.sleep(LOOK_TO_COPY_S)
-        return position
-
-    def _position(self: Any, claim: Any) -> int:
         key = (self._pipeline, claim.topic, claim.partition)
         return int(self._connection.execute(f"SELECT next_offset FROM ingest_ledger {where}", key)[0][0])
 
     def any_positions(self: Any, claims: Any) -> Any:
         if not _active(flags, "no_epoch_test"):
             return positions(self, claims)
-        return {claim: Position(_position(self, claim), None) for claim in claims}
+        return {claim: Position(any_next_offset(self, claim), None) for claim in claims}
 
     def any_advance(self: Any, batch: Any, counts: Any) -> None:
         if not _active(flags, "no_epoch_test"):

@@ -18,7 +18,7 @@ from rich.console import Console
 from rayapp.bench.measure import bring_up
 from rayapp.bench.report import print_table, say
 from rayapp.bench.session import PipelineSession
-from rayapp.chaos.planted import BUGS
+from rayapp.chaos.planted import BUGS, plant
 from rayapp.chaos.scripts import SCRIPTS, NotProven, Script
 from rayapp.errors import DependencyUnavailable
 from rayapp.stack import StackOptions
@@ -31,8 +31,6 @@ LEAD_S = 2.0
 AFTER_S = 2.0
 QUIET_S = 45.0
 STILL_S = 1.5
-BOOKS = "conservation"
-"""How problems of the ledger's sums begin; they are the whole pipeline's and must be whole before a bug is credited with them."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +59,7 @@ def run_prove(folder: Path, console: Console, bugs: Sequence[str] = BUGS) -> tup
     flags.mkdir(parents=True, exist_ok=True)
     for left in flags.iterdir():
         left.unlink()
+    plant(str(flags))  # a script may be the zombie itself
     findings: list[Finding] = []
     chosen = [script for script in SCRIPTS if script.bug in bugs]
     session = PipelineSession(
@@ -103,10 +102,6 @@ def carry_out(session: PipelineSession, script: Script, flags: Path, *, planted:
         NotProven: the pipeline did not come to rest, so the judge would speak too early.
     """
     began_s = time.monotonic()
-    if planted and script.expect == BOOKS and session.simulations:
-        spoiled = [problem for problem in session.judge().problems if problem.startswith(BOOKS)]
-        if spoiled:
-            raise NotProven(f"{script.bug}: the books were broken before it began: {spoiled[0]}")
     if planted:
         script.prepare(session)
         (flags / script.bug).touch()
@@ -134,7 +129,8 @@ def _settle(session: PipelineSession) -> None:
         try:
             view = session.look()
             position = (view.records, sum(view.ends.values()), view.dead_letters)
-            seen = f"{view.state}, lag {view.lag}"
+            not_running = {name: slot["last_end"] for name, slot in view.slots.items() if slot["state"] != "running"}
+            seen = f"{view.state}, lag {view.lag}, not running: {not_running or 'none'}"
             if position != last or not view.caught_up or view.state != "running":
                 last, still_since = position, now
             if now - still_since >= STILL_S:

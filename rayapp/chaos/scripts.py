@@ -12,21 +12,23 @@ import secrets
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-
-import psutil
+from dataclasses import dataclass, replace
 
 from actors.adapters.kafka import RecordProducer, read_all
 from actors.adapters.postgres import connect
+from actors.batch import READING_SCHEMA, Batch, Outcome, PartitionClaim
+from actors.write.actor import Write
 from rayapp.bench.deployment import SessionFailed
 from rayapp.bench.session import PipelineSession
 from rayapp.bench.simulator import Simulation
-from rayapp.bench.watch import is_alive
-from rayapp.errors import DependencyUnavailable, RayappError
+from rayapp.errors import DependencyUnavailable, RayappError, StaleClaim
 from rayapp.stack import kill_component
 
 STEADY_S = 2.0
 BROKEN_RECORDS = 60
+ZOMBIE_RECORDS = 90
+ZOMBIE_TRIES = 5
+"""The partition moves between the zombie's look and its batch."""
 KEY_INDEX = "sensor_readings_natural_key"
 
 
@@ -67,29 +69,42 @@ def _writer_killed(session: PipelineSession, _run: Simulation) -> None:
         time.sleep(STEADY_S)
 
 
-def _two_drivers(session: PipelineSession, _run: Simulation) -> None:
-    """A driver is stopped with its fleet at work, another takes over, and the first goes on."""
-    old = session.look().driver_pid
-    if old is None:
-        raise SessionFailed("two drivers: the first has no process")
-    os.kill(old, signal.SIGSTOP)
+def _zombie_writer(session: PipelineSession, _run: Simulation) -> None:
+    """A partition is claimed away, and a writer of the old claim comes back with a batch that calls the next records dead.
+
+    The zombie is this process with the writer's own code and account: what keeps
+    it out can only be the epoch. Let in, it moves the ledger past records that
+    nobody stored.
+    """
+    settings = session.settings
+    old = _claims_of(session)[0]
+    killed = session.kill_actor("consume/0")
+    session.wait_replaced("consume/0", killed)
+    _until(lambda: _claims_of(session)[0].epoch > old.epoch, lambda: "a higher epoch")
+    zombie = Write("zombie", settings)
+    for claim in _claims_of(session):
+        stale = replace(claim, epoch=claim.epoch - 1, owner=old.owner)
+        with contextlib.suppress(StaleClaim):
+            for _ in range(ZOMBIE_TRIES):
+                before = session.look().next_offsets[claim.partition]
+                reasons = {"zombie": ZOMBIE_RECORDS}
+                batch = Batch(stale, READING_SCHEMA.empty_table(), before, before + ZOMBIE_RECORDS, ZOMBIE_RECORDS, reasons)
+                if zombie.write(batch).outcome is Outcome.STORED:
+                    break
+
+
+def _claims_of(session: PipelineSession) -> list[PartitionClaim]:
+    """Return who holds which partition now."""
+    settings = session.settings
+    connection = connect(settings.database, "driver", application="rayapp chaos prove", autocommit=True)
     try:
-        before = set(session.look().pids().values())
-        session.resubmit()
-
-        def new_fleet() -> bool:
-            # Until then the row shows the first driver's last words, and then nothing for a moment.
-            view = session.look()
-            seen.append(f"{view.state} {sorted((name, slot['state']) for name, slot in view.slots.items())}")
-            return view.state == "running" and is_alive(view) and not before & set(view.pids().values())
-
-        seen: list[str] = []
-        _until(new_fleet, lambda: f"a new fleet instead of {seen[-1:]}")
-        time.sleep(STEADY_S)
+        rows = connection.execute(
+            "SELECT partition, epoch, owner FROM ingest_ledger WHERE pipeline = %s AND topic = %s ORDER BY partition",
+            (settings.pipeline, settings.kafka.topic),
+        )
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(old, signal.SIGCONT)
-    _until(lambda: not psutil.pid_exists(old), lambda: "the first driver's end")
+        connection.close()
+    return [PartitionClaim(settings.kafka.topic, partition, epoch, owner, 0, 0) for partition, epoch, owner in rows]
 
 
 def _broken_records_and_consume_killed(session: PipelineSession, _run: Simulation) -> object:
@@ -155,8 +170,8 @@ SCRIPTS = (
     Script("ack_before_produce", "lost", _kafka_away_and_ingest_killed),
     Script("offset_before_rows", "lost", _writer_killed),
     Script("dead_letter_after_ledger", "letters", _broken_records_and_consume_killed, after=_letters_missing),
-    # These two last: they spoil the ledger's counters, and the table's key, for everything after them.
-    Script("no_epoch_test", "conservation", _two_drivers),
+    # The last one spoils the table's key for everything after it.
+    Script("no_epoch_test", "lost", _zombie_writer),
     Script("no_dedupe", "duplicates", _ingest_killed, prepare=_drop_key),
 )
 

@@ -49,6 +49,10 @@ demo: sim  ## From nothing to a table of what happened: 60 s of traffic through 
 bench: sim  ## Measure: RATE messages/s for SECONDS, latency, loss, cost of every process
 	@$(BIN)/rayapp bench --rate $(RATE) --seconds $(SECONDS_) --tags $(TAGS)
 
+.PHONY: bench-ledger
+bench-ledger: servers  ## Measure what exactly-once costs: CPU per million readings with the ledger and without
+	@$(BIN)/rayapp bench-ledger
+
 .PHONY: chaos
 chaos: sim  ## Break everything again and again under load (SEED=… MINUTES=20), and judge every reading
 	@$(BIN)/rayapp chaos $(if $(SEED),--seed $(SEED)) --minutes $(MINUTES)

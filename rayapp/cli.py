@@ -28,8 +28,11 @@ class _LazyGroup(click.Group):
         "stack": ("rayapp.stack.cli", "stack"),
         "demo": ("rayapp.bench.cli", "demo"),
         "bench": ("rayapp.bench.cli", "bench"),
+        "bench-ledger": ("rayapp.bench.ledger_cost", "bench_ledger"),
         "chaos": ("rayapp.chaos.cli", "chaos"),
         "partition": ("rayapp.partitions", "partition"),
+        "dlq": ("rayapp.letters.cli", "dlq"),
+        "replay": ("rayapp.reread.cli", "replay"),
     }
 
     def list_commands(self, ctx: click.Context) -> list[str]:

@@ -11,12 +11,13 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, YamlConfigSettingsSource
 
+from rayapp import capacity
 from rayapp.errors import ConfigurationError
 
 
@@ -36,7 +37,31 @@ class MqttSettings(Section):
     topics: tuple[str, ...] = ("ruuvitag/data",)
     keepalive_s: int = Field(30, ge=5, le=600)
     session_expiry_s: int = Field(7 * 86_400, ge=60, description="longer than the longest outage: the broker queues for this long")
-    receive_maximum: int = Field(6_000, ge=1, le=65_535, description="unacknowledged messages a slot may hold: the back-pressure")
+    receive_maximum: int = Field(
+        capacity.receive_maximum(capacity.Load()), ge=1, le=65_535, description="unacknowledged messages at which the broker stops sending"
+    )
+    held_max_messages: int | None = Field(None, ge=1, description="a slot that holds this many stops reading; None: twice receive_maximum")
+    held_max_bytes: int | None = Field(
+        None, ge=262_144, description="likewise in bytes of payloads and records; None: usual messages, twice"
+    )
+
+    @property
+    def held_messages(self) -> int:
+        """Messages a slot may hold before it stops reading."""
+        return capacity.held_max_messages(self.receive_maximum) if self.held_max_messages is None else self.held_max_messages
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes a slot may hold before it stops reading: at least two of the largest messages."""
+        usual = max(262_144, capacity.held_max_bytes(capacity.Load(), self.receive_maximum))
+        return usual if self.held_max_bytes is None else self.held_max_bytes
+
+    @model_validator(mode="after")
+    def _window_fits(self) -> Self:
+        """A slot holds its window without ceasing to read; only a broker that sends more is made to wait."""
+        if self.held_messages < self.receive_maximum:
+            raise ValueError(f"held_max_messages {self.held_messages} must not be below receive_maximum {self.receive_maximum}")
+        return self
 
 
 class KafkaSettings(Section):
@@ -53,6 +78,7 @@ class KafkaSettings(Section):
     retention_ms: int = Field(7 * 86_400_000, ge=60_000)
     linger_ms: int = Field(10, ge=0, le=1000)
     compression: Literal["lz4", "zstd", "snappy", "gzip", "none"] = "lz4"
+    socket_timeout_s: int = Field(15, ge=2, le=300, description="a request without an answer for this long is sent again")
     max_dead_letter_bytes: int = Field(1_048_576, ge=131_072, description="a dead letter always fits: checked against the topic at start")
 
 
@@ -75,6 +101,9 @@ class DatabaseSettings(Section):
     writer_user: str = "ruuvi_writer"
     writer_password_file: Path | None = None
     connect_timeout_s: int = Field(5, ge=1)
+    answer_timeout_s: float = Field(15.0, ge=1, description="a writer's statement without an answer for this long: its connection is cut")
+    lock_timeout_s: float = Field(5.0, gt=0, description="a writer waits this long for a lock, then tries its batch again")
+    idle_in_transaction_timeout_s: float = Field(60.0, gt=0, description="the server ends a writer that stopped within a transaction")
 
 
 class FleetSettings(Section):

@@ -1,7 +1,10 @@
-"""`make test`: every check and every test, one after another, with one JSON line at the end.
+"""`make test`: every check and every test, with one JSON line at the end.
 
-Each step's output is shown as it comes; the first failure does not hide the
-later ones. Exit 0 only when every step passed and tests were really run.
+Tests on real servers mostly wait for them (outages, time-outs, restarts), so
+the files of tests/stack run in two processes side by side, each with servers
+of its own; everything else runs alone, because it computes or measures. Each
+line of output is shown as it comes; the first failure does not hide the later
+ones. Exit 0 only when every step passed and tests were really run.
 """
 
 from __future__ import annotations
@@ -10,41 +13,81 @@ import json
 import re
 import subprocess
 import sys
+import threading
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+PYTEST = [sys.executable, "-m", "pytest", "-q"]
+SLOW_FIRST = (
+    "test_stack_lifecycle", "test_kafka_faults", "test_database_faults", "test_ingest_outage", "test_ingest_broker_restart",
+    "test_simulator_broker", "test_ingest_retirement", "test_ingest_flood", "test_dlq_commands", "test_replay_command",
+)  # fmt: skip
+"""The longest files, dealt out first, so that both halves take about as long."""
 
-STEPS: list[tuple[str, list[str]]] = [
-    ("check", ["make", "--no-print-directory", "check"]),
-    ("firmware", ["make", "-C", "firmware/sim", "test"]),
-    ("unit", [sys.executable, "-m", "pytest", "-q", "tests/unit", "tests/contract"]),
-    ("stack", [sys.executable, "-m", "pytest", "-q", "tests/stack"]),
-    ("cluster", [sys.executable, "-m", "pytest", "-q", "tests/cluster"]),
-]
+
+@dataclass
+class Step:
+    """One command and what became of it."""
+
+    name: str
+    command: list[str]
+    seconds: float = 0.0
+    ok: bool = False
+    counts: dict[str, int] = field(default_factory=dict)
+
+    def run(self, prefix: str = "") -> None:
+        """Run it to its end, showing its lines."""
+        started = time.monotonic()
+        process = subprocess.Popen(self.command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        last = ""
+        assert process.stdout is not None
+        for line in process.stdout:
+            print(f"{prefix}{line}", end="", flush=True)
+            last = line if re.search(r"\d+ (passed|failed|error)", line) else last
+        self.ok = process.wait() == 0
+        self.seconds = round(time.monotonic() - started, 1)
+        self.counts = {word: int(number) for number, word in re.findall(r"(\d+) (passed|failed|errors?|skipped)", last)}
+
+
+def halves(folder: Path) -> list[list[str]]:
+    """Deal the test files of a folder out to two processes."""
+    rank = {name: at for at, name in enumerate(SLOW_FIRST)}
+    files = sorted(folder.glob("test_*.py"), key=lambda file: (rank.get(file.stem, len(rank)), file.stem))
+    return [[str(file.relative_to(ROOT)) for file in files[at::2]] for at in (0, 1)]
+
+
+def plan() -> list[list[Step]]:
+    """Return the steps in order; those of one group run side by side."""
+    first, second = halves(ROOT / "tests" / "stack")
+    return [
+        [Step("check", ["make", "--no-print-directory", "check"])],
+        [Step("firmware", ["make", "-C", "firmware/sim", "test"])],
+        [Step("unit", [*PYTEST, "tests/unit", "tests/contract"])],
+        [Step("stack 1", [*PYTEST, *first]), Step("stack 2", [*PYTEST, *second])],
+        [Step("cluster", [*PYTEST, "tests/cluster"])],
+        [Step("chaos", [*PYTEST, "-rP", "tests/chaos"])],
+    ]
 
 
 def main() -> int:
     """Run all steps and say what became of them."""
-    results: dict[str, dict[str, object]] = {}
-    passed = failed = skipped = 0
     began = time.monotonic()
-    for name, command in STEPS:
-        print(f"\n== {name}: {' '.join(command)}", flush=True)
-        started = time.monotonic()
-        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        last = ""
-        assert process.stdout is not None
-        for line in process.stdout:
-            print(line, end="", flush=True)
-            last = line if re.search(r"\d+ (passed|failed|error)", line) else last
-        code = process.wait()
-        counts = {word: int(number) for number, word in re.findall(r"(\d+) (passed|failed|errors?|skipped)", last)}
-        passed += counts.get("passed", 0)
-        failed += counts.get("failed", 0) + counts.get("error", 0) + counts.get("errors", 0)
-        skipped += counts.get("skipped", 0)
-        results[name] = {"ok": code == 0, "seconds": round(time.monotonic() - started, 1), **counts}
-    ok = all(step["ok"] for step in results.values()) and passed > 0
+    steps: list[Step] = []
+    for group in plan():
+        for step in group:
+            print(f"\n== {step.name}: {' '.join(step.command)}", flush=True)
+        threads = [threading.Thread(target=step.run, args=(f"{step.name} | " if len(group) > 1 else "",)) for step in group]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        steps += group
+    passed = sum(step.counts.get("passed", 0) for step in steps)
+    failed = sum(step.counts.get(word, 0) for step in steps for word in ("failed", "error", "errors"))
+    skipped = sum(step.counts.get("skipped", 0) for step in steps)
+    ok = all(step.ok for step in steps) and passed > 0
     print(f"\n{passed} passed, {failed} failed, {skipped} skipped")
     print(
         json.dumps(
@@ -54,7 +97,7 @@ def main() -> int:
                 "failed": failed,
                 "skipped": skipped,
                 "seconds": round(time.monotonic() - began, 1),
-                "steps": results,
+                "steps": {step.name: {"ok": step.ok, "seconds": step.seconds, **step.counts} for step in steps},
             }
         )
     )

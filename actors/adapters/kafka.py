@@ -3,8 +3,13 @@
 Every produced record's delivery is reported by itself: a report for the last
 record of a batch proves nothing for the others. produce_batch may take fewer
 records than it was given without raising, so callers get that number and keep
-the rest. Limits are explicit: message.timeout.ms=0 (retry for ever; the MQTT
-window bounds what waits), bytes and messages capped.
+the rest. A record waits for a broker for ever (message.timeout.ms=0: the MQTT
+window bounds what waits), but no request does: after socket_timeout_s it is
+sent again, to the same broker or to the new leader, and the idempotent
+producer's sequence numbers keep it from counting twice.
+
+What one client may hold is capped in records and in bytes (the constants
+below); what does not fit waits in the caller, who was told how much was taken.
 """
 
 from __future__ import annotations
@@ -30,6 +35,20 @@ from confluent_kafka.cimpl import NewTopic
 from rayapp.config import KafkaSettings, read_secret
 from rayapp.errors import ConfigurationError, DataLoss, DeliveryFailed, KafkaUnavailable
 
+QUEUE_RECORDS = 200_000
+"""Records a producer holds: a full MQTT window of 20,000 messages of nine readings. Per process, all topics together."""
+QUEUE_KIB = 128 * 1024
+"""The same in bytes, keys and headers included; the smaller of the two counts. 128 MiB are 200,000 records of 670 bytes."""
+BATCH_RECORDS = 20_000
+"""One produce request's records; its bytes are librdkafka's batch.size, 1 MB, which every broker takes."""
+FETCHED_KIB = 32 * 1024
+"""Bytes a reader fetches ahead, all partitions together; what the caller then holds is batch.credit_bytes a partition."""
+FETCHED_RECORDS = 20_000
+"""Records a reader tries to have ahead, each partition: two batches or so. Fetching stops at the first of the two."""
+FETCH_BYTES = 16 * 2**20
+"""One answer of a broker: by so much the bytes fetched ahead may be exceeded, so a reader holds 48 MiB at most."""
+PARTITION_FETCH_BYTES = 2 * 2**20
+"""One partition's part of an answer; a single larger record comes all the same."""
 SETTLE_S = 15.0
 PARTITION_UA = -1
 """librdkafka's word for: choose a partition."""
@@ -56,6 +75,8 @@ def client_configuration(settings: KafkaSettings) -> dict[str, Any]:
     conf: dict[str, Any] = {
         "bootstrap.servers": settings.bootstrap_servers,
         "log_level": 3,
+        "socket.timeout.ms": settings.socket_timeout_s * 1000,
+        "socket.keepalive.enable": True,
         # Ten seconds, the default, is longer than a broker takes to come back.
         "reconnect.backoff.max.ms": 1_000,
     }
@@ -144,7 +165,8 @@ class Topics:
         """
         settings = self._settings
         try:
-            cluster = self._admin.describe_cluster().result(timeout=10)
+            # Not describe_cluster: answered without a living broker (ours was fenced for a moment), librdkafka 2.16 aborts the process.
+            cluster = self._admin.list_topics(timeout=10)
             found = self._admin.describe_topics(TopicCollection([settings.topic]))[settings.topic].result(timeout=10)
         except (KafkaException, TimeoutError) as error:
             raise KafkaUnavailable(f"kafka {settings.bootstrap_servers}: {_words(error)}") from error
@@ -190,11 +212,12 @@ class RecordProducer:
                 "acks": "all",
                 "enable.idempotence": True,
                 "message.timeout.ms": 0,
+                "request.timeout.ms": settings.socket_timeout_s * 1000,
                 "linger.ms": settings.linger_ms,
-                "batch.num.messages": 20_000,
+                "batch.num.messages": BATCH_RECORDS,
                 "compression.type": settings.compression,
-                "queue.buffering.max.messages": 200_000,
-                "queue.buffering.max.kbytes": 128 * 1024,
+                "queue.buffering.max.messages": QUEUE_RECORDS,
+                "queue.buffering.max.kbytes": QUEUE_KIB,
                 "message.max.bytes": self._max_record_bytes,
                 "error_cb": self._on_error,
             }
@@ -313,9 +336,10 @@ class PartitionReader:
                 # A batch waits longer than this anyway; answering every small produce at once costs broker and client.
                 "fetch.wait.max.ms": 100,
                 "fetch.min.bytes": 128 * 1024,
-                "queued.max.messages.kbytes": 32 * 1024,
-                "queued.min.messages": 20_000,
-                "fetch.message.max.bytes": 2 * 2**20,
+                "queued.max.messages.kbytes": FETCHED_KIB,
+                "queued.min.messages": FETCHED_RECORDS,
+                "fetch.message.max.bytes": PARTITION_FETCH_BYTES,
+                "fetch.max.bytes": FETCH_BYTES,
             }
         )
 

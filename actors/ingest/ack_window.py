@@ -2,7 +2,8 @@
 
 A flush is what ingest produced in one go. Every record's delivery is counted;
 when a flush is complete and so are all before it, its messages are due for
-PUBACK, in receive order. Pure bookkeeping: no clock, no client.
+PUBACK, in receive order. The window also knows how much it holds, which is what
+ingest bounds. Pure bookkeeping: no clock, no client.
 """
 
 from __future__ import annotations
@@ -14,10 +15,15 @@ from actors.adapters.mqtt import Delivery
 
 
 class Flush:
-    """Messages whose records were handed to Kafka together."""
+    """Messages whose records were handed to Kafka together.
 
-    def __init__(self, messages: Sequence[Delivery]) -> None:
+    Attributes:
+        size_bytes: of payloads and records.
+    """
+
+    def __init__(self, messages: Sequence[Delivery], size_bytes: int = 0) -> None:
         self.messages = messages
+        self.size_bytes = size_bytes
         self._outstanding = 0
         self._sealed = False
 
@@ -40,28 +46,35 @@ class Flush:
 
 
 class AckWindow:
-    """Flushes under way, oldest first."""
+    """Flushes under way, oldest first.
+
+    Attributes:
+        messages: received and not yet due.
+        size_bytes: of their payloads and records.
+    """
 
     def __init__(self) -> None:
         self._flushes: deque[Flush] = deque()
+        self.messages = 0
+        self.size_bytes = 0
 
-    def open(self, messages: Sequence[Delivery]) -> Flush:
+    def open(self, messages: Sequence[Delivery], size_bytes: int = 0) -> Flush:
         """Add a flush behind all earlier ones."""
-        flush = Flush(messages)
+        flush = Flush(messages, size_bytes)
         self._flushes.append(flush)
+        self.messages += len(messages)
+        self.size_bytes += size_bytes
         return flush
 
     def due(self) -> list[Delivery]:
         """Return and forget the messages that may be acknowledged now, in receive order."""
         messages: list[Delivery] = []
         while self._flushes and self._flushes[0].complete:
-            messages.extend(self._flushes.popleft().messages)
+            flush = self._flushes.popleft()
+            messages.extend(flush.messages)
+            self.size_bytes -= flush.size_bytes
+        self.messages -= len(messages)
         return messages
-
-    @property
-    def messages(self) -> int:
-        """Messages received and not yet acknowledged."""
-        return sum(len(flush.messages) for flush in self._flushes)
 
     def __bool__(self) -> bool:
         return bool(self._flushes)

@@ -3,34 +3,39 @@
 One thread does everything in turn: read the socket, cut a flush, hand its
 records to Kafka, collect delivery reports, send the PUBACKs that are due. A
 message is acknowledged only when every one of its readings (or its dead
-letter) is known to be in Kafka. The broker's Receive Maximum bounds what is
-held here; while Kafka is away nothing is acknowledged, the window fills, and
-the broker queues.
+letter) is known to be in Kafka. While Kafka is away nothing is acknowledged,
+the broker's window fills, and the broker queues. What the broker sends beyond
+the window is read only as far as there is room (MqttSettings: held_max_messages,
+held_max_bytes); the rest waits in its socket, and the connection is kept alive
+all the same.
 
 Before every connect the slot is confirmed in the database, so that two
 processes never take the same session from each other. A delivery that fails
 for good ends the actor; its socket closes and the broker sends everything
 unacknowledged to the replacement.
+
+An actor made to retire its slot serves it to the end instead: see
+actors.ingest.retirement. run() then returns with reason "retired".
 """
 
 from __future__ import annotations
 
 import time
-from collections import deque
-from typing import Any
 
 from actors.adapters.kafka import RecordProducer
-from actors.adapters.mqtt import Delivery, MqttSession
-from actors.adapters.postgres import connect
+from actors.adapters.mqtt import READS_PER_PUMP, Delivery, MqttSession
 from actors.avro import Codec
-from actors.base import Actor, ActorState, Report, now_us
-from actors.dead_letters import DeadLetter
-from actors.ingest.ack_window import AckWindow, Flush
-from actors.ingest.flush import Flusher, Outgoing
+from actors.base import Actor, ActorState, Report
+from actors.ingest.dropped import DroppedMessages
+from actors.ingest.flush import Flusher
+from actors.ingest.outbox import Outbox
+from actors.ingest.retirement import Retirement
+from actors.ingest.slot import confirm_slot
 from rayapp.config import Settings
-from rayapp.errors import BrokerUnavailable, DatabaseUnavailable, DeliveryFailed, StaleClaim
+from rayapp.errors import BrokerUnavailable, DatabaseUnavailable
 from rayapp.log import Events
 
+DRAINED, RETIRED = "drained", "retired"
 RECONNECT_S = 0.5
 TURN_S = 0.005
 """How long one turn waits for the socket: bounds how late a flush is cut and a delivery report is seen."""
@@ -39,7 +44,13 @@ _events = Events(__name__)
 
 
 class Ingest(Actor):
-    """One ingest slot."""
+    """One ingest slot.
+
+    Args:
+        slot: number of the slot; the MQTT client id and the row in `slots` follow from it.
+        schema, schema_id: of the Avro records.
+        retire: end the slot's session instead of serving it.
+    """
 
     role = "ingest"
 
@@ -49,15 +60,14 @@ class Ingest(Actor):
         self._slot = slot
         self._retire = retire
         self._session = MqttSession(settings.mqtt, f"{settings.pipeline}-ingest-{slot}", settings.pipeline)
-        self._flusher = Flusher(settings, Codec(schema), schema_id)
-        self._window = AckWindow()
-        self._pending: list[Delivery] = []
-        self._pending_since_s = 0.0
-        self._backlog: deque[tuple[Flush, Outgoing | DeadLetter]] = deque()
-        self._failed: str | None = None
+        self._outbox = Outbox(settings, Flusher(settings, Codec(schema), schema_id), name, self.counters, self.reasons)
+        self._retirement: Retirement | None = None
+        self._dropped = DroppedMessages()
+        self._connections = 0
+        self._connected = self._serving = False
 
     def run(self) -> Report:
-        """Serve the slot until drain().
+        """Serve the slot until drain(), or to the end of its session.
 
         Raises:
             StaleClaim: the slot is another incarnation's.
@@ -66,123 +76,93 @@ class Ingest(Actor):
         """
         producer = RecordProducer(self._settings.kafka)
         try:
-            self._reconnect()
-            while not (self.draining and not self._pending and not self._window):
+            while not (self.draining and not self._outbox):
                 self.tick()
-                self._turn(producer)
+                try:
+                    if self._turn(producer):
+                        _events.info("mqtt_session_ended", actor=self.name, slot=self._slot)
+                        return self.report(RETIRED)
+                except BrokerUnavailable as error:
+                    self._connected = self._serving = False
+                    _events.warning("mqtt_connection_lost", actor=self.name, held=self._outbox.messages, error=str(error))
         finally:
             self._session.close()
-        return self.report("drained")
+        return self.report(DRAINED)
 
-    def _turn(self, producer: RecordProducer) -> None:
-        """Read, flush, send, collect, acknowledge: one turn of the loop."""
-        try:
-            received = [] if self.draining else self._session.pump(TURN_S)
-            if self.draining:
-                producer.poll(TURN_S)
-        except BrokerUnavailable as error:
-            _events.warning("mqtt_connection_lost", actor=self.name, error=str(error))
-            self._pending.clear()  # the broker sends them again; nothing of them was produced
-            self._reconnect()
-            return
-        now = time.monotonic()
-        if received:
-            if not self._pending:
-                self._pending_since_s = now
-            self._pending.extend(received)
-            self.counters["mqtt_adapter_messages_received_total"] += len(received)
-        if self._pending and not self._backlog and self._flush_is_due(now):
-            self._flush()
-        self._send(producer)
-        producer.poll(0.0)
-        if self._failed is not None:
-            raise DeliveryFailed(f"{self.name}: {self._failed}; the actor ends and the broker resends")
-        due = self._window.due()
-        if due:
-            self.counters["stale_acks_dropped_total"] += self._session.ack(due)
-            self.counters["messages_acknowledged_total"] += len(due)
-        self.gauges["iot_queue_size"] = self._window.messages + len(self._pending)
-
-    def _flush_is_due(self, now_s: float) -> bool:
-        """Small flushes while idle, large ones under load: wait longer only while earlier flushes are under way."""
-        settings = self._settings.ingest
-        if self.draining or len(self._pending) >= settings.flush_messages:
-            return True
-        return now_s - self._pending_since_s >= (settings.flush_max_s if self._window else settings.flush_idle_s)
-
-    def _flush(self) -> None:
-        """Turn pending messages into records and queue them for the producer."""
-        messages, self._pending = self._pending, []
-        flushed = self._flusher.flush(messages, now_us(), self.reasons)
-        flush = self._window.open(messages)
-        flush.expect(flushed.readings + len(flushed.dead))
-        flush.seal()
-        self._backlog.extend((flush, part) for part in flushed.outgoing)
-        self._backlog.extend((flush, letter) for letter in flushed.dead)
-        self.counters["readings_total"] += flushed.readings
-        self.counters["iot_anomaly_detected_total"] += flushed.anomalies
-        self.counters["arrival_time_used_total"] += flushed.arrival_time_used
-        self.counters["mqtt_adapter_send_failures_total"] += len(flushed.dead)
-
-    def _send(self, producer: RecordProducer) -> None:
-        """Hand the backlog to the producer until its queue is full; the rest waits for the next turn."""
-        kafka = self._settings.kafka
-        while self._backlog:
-            flush, part = self._backlog[0]
-            report = self._reporter(flush)
-            if isinstance(part, DeadLetter):
-                if not producer.produce_one(kafka.dead_letter_topic, part.value, part.headers(), report):
-                    return
-            else:
-                taken = producer.produce(kafka.topic, part.partition, part.keys, part.values, report)
-                if taken < len(part.keys):
-                    self._backlog[0] = (flush, part.rest(taken))
-                    return
-            self._backlog.popleft()
-
-    def _reporter(self, flush: Flush) -> Any:
-        """Return the delivery report of a flush's records."""
-        delivered = flush.delivered
-
-        def report(error: object | None, _record: object) -> None:
-            if error is None:
-                delivered()
-            else:
-                self._failed = f"kafka refused a record: {error}"
-
-        return report
-
-    def _reconnect(self) -> None:
-        """Prove that the slot is ours, then connect; wait as long as a dependency is away."""
-        while not self.draining:
-            self.tick()
-            try:
-                self._confirm_slot()
-                self._session.connect()
-                self.set_state(ActorState.RUNNING)
-                _events.info("mqtt_subscribed", actor=self.name, slot=self._slot, generation=self._session.generation)
-                return
-            except DatabaseUnavailable as error:
-                self.set_state(ActorState.BLOCKED, "database")
-                _events.warning("mqtt_connect_waits", actor=self.name, error=str(error))
-            except BrokerUnavailable as error:
-                self.set_state(ActorState.BLOCKED, "mqtt")
-                _events.warning("mqtt_connect_waits", actor=self.name, error=str(error))
-            self._draining.wait(RECONNECT_S)
-
-    def _confirm_slot(self) -> None:
-        """Ask the database whether this incarnation owns the slot.
+    def _turn(self, producer: RecordProducer) -> bool:
+        """Read, flush, send, collect, acknowledge: one turn of the loop; True when the slot's session has ended.
 
         Raises:
-            StaleClaim: another incarnation owns it.
-            DatabaseUnavailable: nobody can say.
+            BrokerUnavailable: the connection is lost; the next turn makes a new one.
         """
-        connection = connect(self._settings.database, "writer", application=self.name)
+        if not self._connected and not self.draining and not self._connect():
+            self._draining.wait(RECONNECT_S)
+        received = self._receive(producer)
+        now_s = time.monotonic()
+        self._outbox.receive(received, now_s)
+        due = self._outbox.advance(producer, now_s, at_once=self.draining)
+        if due:
+            stale = self._session.ack(due)
+            self.counters["stale_acks_dropped_total"] += stale
+            self.counters["messages_acknowledged_total"] += len(due) - stale
+        self._measure()
+        if not self._serving and self._connected and (self._retire or self._session.subscribed):
+            self._serve()
+        if self._retirement is None or not self._connected or not self._retirement.empty(len(received), self._outbox.messages):
+            return False
+        self._session.end()
+        return True
+
+    def _receive(self, producer: RecordProducer) -> list[Delivery]:
+        """Read what there is room for; without room, or while draining, only keep the connection."""
+        outbox = self._outbox
+        if self._connected and not self.draining and not outbox.full:
+            return self._session.pump(TURN_S, outbox.room_messages, outbox.room_bytes)
+        producer.poll(TURN_S)
+        return self._session.pump(0.0, 0, 0) if self._connected else []
+
+    def _connect(self) -> bool:
+        """Prove that the slot is ours, then connect; False while a dependency is away."""
+        outbox = self._outbox
         try:
-            rows = connection.execute(
-                "SELECT owner FROM slots WHERE pipeline = %s AND role = 'ingest' AND slot = %s", (self._settings.pipeline, self._slot)
+            confirm_slot(self._settings, self._slot, self.name)
+            self._session.connect(
+                subscribe=not self._retire, max_messages=min(READS_PER_PUMP, outbox.room_messages), max_bytes=outbox.room_bytes
             )
-        finally:
-            connection.close()
-        if not rows or rows[0][0] != self.name:
-            raise StaleClaim(f"{self.name}: slot {self._slot} belongs to {rows[0][0] if rows else 'nobody'}; this actor ends")
+            self._retirement = Retirement(self._session) if self._retire else None
+        except DatabaseUnavailable as error:
+            self._wait_for("database", error)
+        except BrokerUnavailable as error:
+            self._wait_for("mqtt", error)
+        else:
+            self._connected = True
+            self.counters["mqtt_reconnects_total"] += self._connections > 0
+            self._connections += 1
+        return self._connected
+
+    def _serve(self) -> None:
+        """Say that messages flow: from here on the broker queues for this slot and sends to it."""
+        self._serving = True
+        self.set_state(ActorState.RUNNING)
+        session = self._session
+        _events.info(
+            "mqtt_retiring" if self._retire else "mqtt_subscribed",
+            actor=self.name, slot=self._slot, generation=session.generation, session_present=session.session_present,
+        )  # fmt: skip
+
+    def _wait_for(self, dependency: str, error: Exception) -> None:
+        if self._blocked_on != dependency:  # said once, however often it is tried
+            _events.warning("mqtt_connect_waits", actor=self.name, on=dependency, error=str(error))
+        self.set_state(ActorState.BLOCKED, dependency)
+
+    def _measure(self) -> None:
+        """Set the gauges, and say once when the broker has dropped messages."""
+        session, outbox = self._session, self._outbox
+        self.gauges["iot_queue_size"] = outbox.messages
+        self.gauges["ingest_held_bytes"] = outbox.size_bytes
+        self.gauges["mqtt_inflight_messages"] = session.unacknowledged
+        if session.broker_dropped is not None:
+            self.gauges["mqtt_broker_messages_dropped"] = session.broker_dropped
+            new = self._dropped.increase(session.broker_dropped)
+            if new:
+                _events.error("mqtt_broker_dropped_messages", actor=self.name, dropped=new, since_broker_start=session.broker_dropped)

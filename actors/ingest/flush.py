@@ -50,6 +50,8 @@ class Flushed:
     readings: int
     anomalies: int
     arrival_time_used: int
+    size_bytes: int
+    """Of records and dead letters."""
 
 
 class Flusher:
@@ -80,8 +82,9 @@ class Flusher:
             else:
                 reasons[result.reason] += 1
                 dead.append(dead_letters.of_message(message.topic, message.payload, result.reason, now_us))
+        dead_bytes = sum(len(letter.value) for letter in dead)
         if not parsed:
-            return Flushed([], dead, 0, 0, 0)
+            return Flushed([], dead, 0, 0, 0, dead_bytes)
         batch = self._exploder.explode(parsed, now_us)
         values = self._codec.encode(batch, self._schema_id)
         keys: list[str] = batch["device_id"].to_pylist()
@@ -99,4 +102,5 @@ class Flusher:
             readings=len(keys),
             anomalies=pc.sum(batch["is_anomaly"]).as_py() or 0,
             arrival_time_used=sum(not message.own_time for message in parsed),
+            size_bytes=dead_bytes + sum(map(len, values)),
         )

@@ -3,8 +3,9 @@
 write() runs on the one `work` thread, so batches of this slot are stored one
 after another; each partition has its own connection under its own epoch, which
 is registered in the ledger before its first COPY so that a later claim can end
-it. A broken connection is closed and the error goes back to consume, which
-reads the ledger to learn what became of the COMMIT.
+it. Whatever goes wrong, the connection is closed and the error goes back to
+consume, which reads the ledger to learn what became of the COMMIT: the next
+connection first ends the backend that a broken one left behind.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from actors.batch import Batch, Outcome, PartitionClaim, WriteAnswer
 from actors.write.ledger import Ledger
 from actors.write.store import BatchStore, PartitionWriter
 from rayapp.config import Settings
-from rayapp.errors import DatabaseUnavailable, OwnershipLost
+from rayapp.errors import DatabaseUnavailable, OwnershipLost, RayappError
 from rayapp.log import Events
 
 _events = Events(__name__)
@@ -51,14 +52,18 @@ class Write(Actor):
         Raises:
             StaleClaim: another epoch or owner holds the partition; the caller must stop.
             DatabaseUnavailable: the outcome is unknown; the caller reads the ledger again.
+            StatementRefused: the database is up and refuses the batch, and no data is to blame.
         """
         started = time.monotonic()
         self.tick()
         try:
             writer = self._writer(batch.claim)
             answer = self._store.write(writer, batch, now_us())
-        except (DatabaseUnavailable, OwnershipLost) as error:
-            _events.warning("batch_not_stored", partition=batch.claim.partition, before=batch.before, error=str(error))
+        except Exception as error:  # of any kind: the connection's transaction is in no state to go on with
+            self.counters["batches_failed_total"] += 1
+            expected = isinstance(error, DatabaseUnavailable | OwnershipLost)
+            say = _events.warning if expected else _events.error
+            say("batch_not_stored", partition=batch.claim.partition, before=batch.before, after=batch.after, error=str(error))
             self._forget(batch.claim)
             raise
         if answer.outcome is Outcome.STORED:
@@ -80,7 +85,11 @@ class Write(Actor):
             held[1].connection.close()
         connection = connect(self._settings.database, "writer", application=f"{self.name} p{claim.partition} e{claim.epoch}")
         ledger = Ledger(connection, self._settings.pipeline)
-        ledger.register(claim)
+        try:
+            ledger.register(claim)
+        except RayappError:
+            connection.close()
+            raise
         writer = PartitionWriter(connection, ledger)
         self._writers[key] = (claim.epoch, writer)
         self.gauges["timescaledb_sink_database_connections"] = len(self._writers)

@@ -39,9 +39,17 @@ class Rows:
     table: pa.Table
     offsets: pa.ChunkedArray
 
-    def take(self, indices: pa.Array) -> Rows:
-        """Return some rows, in the given order."""
-        return Rows(self.table.take(indices), pc.take(self.offsets, indices))
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    def offset(self, row: int) -> int:
+        """Return one row's Kafka offset."""
+        return int(self.offsets[row].as_py())
+
+    def halves(self) -> tuple[Rows, Rows]:
+        """Return the first and the second half of the rows."""
+        middle = len(self) // 2
+        return Rows(self.table.slice(0, middle), self.offsets.slice(0, middle)), Rows(self.table.slice(middle), self.offsets.slice(middle))
 
 
 def prepare(batch: pa.Table, differs: np.ndarray, created_us: int) -> Rows:

@@ -5,15 +5,25 @@ registers its database backend, reads the position before a batch, and in the
 same transaction as the rows moves next_offset only where epoch, owner and
 position are still what it read. Zero updated rows therefore means "not mine
 any more" and nothing else, and the transaction is rolled back.
+
+That nothing else can move a position under the same epoch rests on one live
+backend a partition. A connection that broke leaves one behind, perhaps with a
+COMMIT still on its way to it: it is ended before the next one registers, and
+only then is what the ledger says the COMMIT's outcome.
 """
 
 from __future__ import annotations
 
+import time
+from collections.abc import Collection
 from dataclasses import dataclass
+from datetime import datetime
 
 from actors.adapters.postgres import Connection
 from actors.batch import Batch, DetectorSnapshot, PartitionClaim
-from rayapp.errors import StaleClaim
+from rayapp.errors import DatabaseUnavailable, StaleClaim
+
+BACKEND_GONE_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -25,6 +35,19 @@ class Counts:
     other_gateway: int
 
 
+@dataclass(frozen=True)
+class Position:
+    """Where a partition stands.
+
+    Attributes:
+        next_offset: the first record that is not stored yet.
+        leader_epoch: of the last record stored, None when unknown.
+    """
+
+    next_offset: int
+    leader_epoch: int | None
+
+
 class Ledger:
     """The rows of ingest_ledger as one writer's connection sees them."""
 
@@ -33,24 +56,66 @@ class Ledger:
         self._pipeline = pipeline
 
     def register(self, claim: PartitionClaim) -> None:
-        """Write down this connection's backend, so that the next claim can end it.
+        """Write down this connection's backend, so that the next claim can end it, and end the one before.
 
         A writer stopped inside COPY keeps its locks; only pg_terminate_backend
         frees them, and for that the claimer must know whom to end.
 
         Raises:
             StaleClaim: the partition has another epoch or owner.
+            DatabaseUnavailable: the backend before did not end in time.
         """
+        mine = (self._pipeline, claim.topic, claim.partition, claim.epoch, claim.owner)
+        # Whose epoch is over may end nobody: the backend could be the new owner's.
+        former = self._connection.execute(
+            "SELECT backend_pid, backend_start FROM ingest_ledger WHERE pipeline = %s AND topic = %s AND partition = %s AND epoch = %s"
+            " AND owner = %s AND backend_pid IS NOT NULL AND backend_pid <> pg_backend_pid()",
+            mine,
+        )
+        for pid, start in former:
+            self._end_backend(int(pid), start)
         changed = self._connection.count(
             "UPDATE ingest_ledger SET backend_pid = pg_backend_pid(), backend_start ="
             " (SELECT backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid())"
             " WHERE pipeline = %s AND topic = %s AND partition = %s AND epoch = %s AND owner = %s",
-            (self._pipeline, claim.topic, claim.partition, claim.epoch, claim.owner),
+            mine,
         )
         if changed != 1:
             self._connection.rollback()
             raise StaleClaim(f"{claim.topic}[{claim.partition}]: epoch {claim.epoch} of {claim.owner} is not the ledger's; batch refused")
         self._connection.commit()
+
+    def _end_backend(self, pid: int, start: datetime) -> None:
+        """End a backend of this account and wait until it is gone; its start guards against a pid used again."""
+        question = "SELECT {} FROM pg_stat_activity WHERE pid = %s AND backend_start = %s"
+        alive = self._connection.execute(question.format("pg_terminate_backend(pid)"), (pid, start))
+        deadline_s = time.monotonic() + BACKEND_GONE_S
+        while alive:
+            self._connection.rollback()  # the server shows its activity as of the transaction's first look
+            if time.monotonic() > deadline_s:
+                raise DatabaseUnavailable(f"database: backend {pid} of the broken connection did not end within {BACKEND_GONE_S:g} s")
+            self._connection.execute("SELECT pg_sleep(0.005)")
+            alive = self._connection.execute(question.format("pid"), (pid, start))
+
+    def positions(self, claims: Collection[PartitionClaim]) -> dict[PartitionClaim, Position]:
+        """Return where partitions stand, in one question for all of them.
+
+        Raises:
+            StaleClaim: a partition has another epoch or owner.
+        """
+        rows = self._connection.execute(
+            "SELECT topic, partition, epoch, owner, next_offset, leader_epoch FROM ingest_ledger"
+            " WHERE pipeline = %s AND (topic, partition) IN (SELECT * FROM unnest(%s::text[], %s::integer[]))",
+            (self._pipeline, [claim.topic for claim in claims], [claim.partition for claim in claims]),
+        )
+        known = {(topic, int(partition)): row for topic, partition, *row in rows}
+        found = {}
+        for claim in claims:
+            epoch, owner, next_offset, leader_epoch = known.get((claim.topic, claim.partition), (None, None, 0, None))
+            if (epoch, owner) != (claim.epoch, claim.owner):
+                raise self._stale(claim, epoch, owner)
+            found[claim] = Position(int(next_offset), leader_epoch)
+        return found
 
     def next_offset(self, claim: PartitionClaim) -> int:
         """Return the partition's next offset.
@@ -63,10 +128,13 @@ class Ledger:
             (self._pipeline, claim.topic, claim.partition),
         )
         if not rows or (rows[0][0], rows[0][1]) != (claim.epoch, claim.owner):
-            raise StaleClaim(
-                f"{claim.topic}[{claim.partition}]: ledger says {rows[0][:2] if rows else None}, not epoch {claim.epoch}; stopping"
-            )
+            raise self._stale(claim, *(rows[0][:2] if rows else (None, None)))
         return int(rows[0][2])
+
+    @staticmethod
+    def _stale(claim: PartitionClaim, epoch: int | None, owner: str | None) -> StaleClaim:
+        holder = "the ledger does not know it" if epoch is None else f"the ledger says epoch {epoch} of {owner or 'nobody'}"
+        return StaleClaim(f"{claim.topic}[{claim.partition}]: {holder}, not epoch {claim.epoch} of {claim.owner}; stopping")
 
     def advance(self, batch: Batch, counts: Counts) -> None:
         """Move next_offset from `before` to `after`; the last statement before COMMIT, so the row is locked for one round trip.

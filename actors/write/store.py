@@ -7,7 +7,9 @@ conflicts; the partition stays on that path for some batches, because
 redelivered messages come in runs. Rows that the database refuses as data are
 found by halving and answered to consume, which dead-letters them and submits
 the rest again. Nothing here waits or retries: an unreachable database is an
-exception, and consume reads the ledger again.
+exception, and consume reads the ledger again. What the database refuses though
+no data is to blame is an exception too, which names offsets and SQLSTATE: when
+it comes again and again, consume halts the partition.
 """
 
 from __future__ import annotations
@@ -15,29 +17,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from actors.adapters.postgres import Connection, Duplicate, MissingDay
+from actors.adapters.postgres import CHECK_VIOLATION, Connection, Duplicate, MissingDay
 from actors.batch import Batch, Outcome, WriteAnswer
 from actors.readings import DeviceConstants, device_constants
-from actors.write import copy
+from actors.write import copy, halving, incoming
 from actors.write.dimension import DeviceDimension
 from actors.write.ledger import Counts, Ledger
 from rayapp.config import PlaceSettings
-from rayapp.errors import BadRows, DatabaseUnavailable
+from rayapp.errors import BadRows, LedgerBroken, StatementRefused
 
-TABLE = "sensor_readings"
+TABLE = incoming.READINGS
 CAREFUL_BATCHES = 20
 """Batches a partition stays on the absorbing path after a duplicate."""
 ROUNDS = 4
 """Tries of one batch: missing day, duplicate, and one to spare."""
 
-_MAKE_INCOMING = (
-    f"CREATE TEMP TABLE IF NOT EXISTS incoming (LIKE {TABLE} INCLUDING CONSTRAINTS, kafka_offset bigint NOT NULL) ON COMMIT DELETE ROWS",
-    "ALTER TABLE incoming DROP COLUMN IF EXISTS id",
-)
 _NAMES = ", ".join(copy.COLUMNS)
 
 
@@ -63,6 +60,8 @@ class BatchStore:
         Raises:
             StaleClaim: the partition is somebody else's.
             DatabaseUnavailable: rolled back or unknown; read the ledger again.
+            StatementRefused: nothing was stored, and no data is to blame; names offsets and SQLSTATE.
+            LedgerBroken: rows and dead letters of the batch are not its records; nothing was stored.
         """
         next_offset = writer.ledger.next_offset(batch.claim)
         if next_offset >= batch.after:
@@ -86,11 +85,22 @@ class BatchStore:
                 careful = True
             except MissingDay:
                 writer.connection.rollback()
-                self._make_days(writer.connection, rows.table)
+                self._make_days(writer.connection, batch, rows.table)
             except BadRows as error:
                 writer.connection.rollback()
-                return WriteAnswer(Outcome.REJECTED, next_offset, rejected=self._find_bad(writer.connection, rows, error))
-        raise DatabaseUnavailable(f"{batch.claim.topic}[{batch.claim.partition}]: batch at {batch.before} not stored in {ROUNDS} rounds")
+                rejected = halving.bad_rows(writer.connection, rows)
+                if not rejected:
+                    raise _refused(batch, error, "its rows are refused together, but none alone") from error
+                return WriteAnswer(Outcome.REJECTED, next_offset, rejected=rejected)
+            except LedgerBroken as error:
+                writer.connection.rollback()
+                told = f"{batch.records} records were read, {len(rows)} rows and {batch.dead} dead letters came"
+                raise LedgerBroken(f"{_name(batch)}: {told}; {error}", sqlstate=error.sqlstate, constraint=error.constraint) from error
+            except StatementRefused as error:
+                writer.connection.rollback()
+                offset = halving.first_refused(writer.connection, rows)
+                raise _refused(batch, error, f"offset {offset} fails alone" if offset is not None else "no row fails alone") from error
+        raise StatementRefused(f"{_name(batch)}: not stored in {ROUNDS} rounds of missing days and duplicates", sqlstate=CHECK_VIOLATION)
 
     def _copy(self, writer: PartitionWriter, batch: Batch, rows: copy.Rows) -> WriteAnswer:
         """The straight path: every row is new."""
@@ -101,10 +111,8 @@ class BatchStore:
     def _absorb(self, writer: PartitionWriter, batch: Batch, rows: copy.Rows) -> WriteAnswer:
         """The careful path: same key and content is a duplicate, same key and gateway with other content a conflict."""
         connection = writer.connection
-        for statement in _MAKE_INCOMING:
-            connection.execute(statement)
-        with_offsets = rows.table.append_column("kafka_offset", rows.offsets)
-        connection.copy_binary("incoming", (*copy.COLUMNS, "kafka_offset"), copy.encode(with_offsets))
+        incoming.make(connection)
+        incoming.fill(connection, rows)
         # Of a key that is twice in the batch, the lowest offset goes in first and stays.
         stored = connection.count(
             f"INSERT INTO {TABLE} ({_NAMES}) SELECT {_NAMES} FROM incoming ORDER BY device_id, timestamp, kafka_offset"
@@ -170,32 +178,30 @@ class BatchStore:
         devices = [_as_device(row, keys[row[0]]) for row in latest]
         self._devices.add(devices, [row[10] for row in latest])
 
-    def _make_days(self, connection: Connection, table: pa.Table) -> None:
-        """Make the day partitions that a batch of late or early readings needs."""
+    def _make_days(self, connection: Connection, batch: Batch, table: pa.Table) -> None:
+        """Make the day partitions that a batch of late or early readings needs.
+
+        Raises:
+            StatementRefused: a day is beyond what the database makes, though within the window that consume lets
+                through: their clocks are years apart, or somebody changed one of the two.
+        """
         for day in pc.unique(pc.cast(table["timestamp"], pa.date32(), safe=False)).to_pylist():
-            connection.execute("SELECT ensure_day(%s)", (day,))
+            try:
+                connection.execute("SELECT ensure_day(%s)", (day,))
+            except StatementRefused as error:
+                connection.rollback()
+                raise _refused(batch, error, f"the partition of day {day} cannot be made") from error
             connection.commit()
 
-    def _find_bad(self, connection: Connection, rows: copy.Rows, error: BadRows) -> dict[int, str]:
-        """Return offset -> reason of the rows that fail alone, by halving; nothing of this is kept."""
-        try:
-            for statement in _MAKE_INCOMING:
-                connection.execute(statement)
-            connection.copy_binary(
-                "incoming", (*copy.COLUMNS, "kafka_offset"), copy.encode(rows.table.append_column("kafka_offset", rows.offsets))
-            )
-        except BadRows as refused:
-            error = refused
-        else:
-            connection.rollback()
-            return {}
-        connection.rollback()
-        count = rows.table.num_rows
-        if count == 1:
-            return {int(rows.offsets[0].as_py()): f"refused:{error.constraint or error.sqlstate}"}
-        half = count // 2
-        found = self._find_bad(connection, rows.take(pa.array(np.arange(half))), error)
-        return found | self._find_bad(connection, rows.take(pa.array(np.arange(half, count))), error)
+
+def _name(batch: Batch) -> str:
+    """Return which batch it is, as a person looks for it."""
+    return f"{batch.claim.topic}[{batch.claim.partition}] offsets {batch.before}..{batch.after - 1}"
+
+
+def _refused(batch: Batch, error: BadRows | StatementRefused, which: str) -> StatementRefused:
+    """Return the error that tells consume which batch is refused, and what of it."""
+    return StatementRefused(f"{_name(batch)}: {which}: {error}", sqlstate=error.sqlstate, constraint=error.constraint)
 
 
 def _as_device(row: tuple[Any, ...], metadata_keys: list[str]) -> DeviceConstants:

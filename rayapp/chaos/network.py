@@ -58,9 +58,10 @@ class Network:
             found["kafka"] = {"bootstrap_servers": ",".join(f"127.0.0.1:{listen}" for listen, _ in self._kafka)}
         return found
 
-    def behave(self, link: str, mode: str, delay_s: float = 0.0) -> None:
-        """Let a link pass, delay or blackhole."""
-        self._tell(name=link, mode=mode, delay_s=delay_s)
+    def behave(self, link: str, mode: str, delay_s: float = 0.0) -> tuple[int, int]:
+        """Let a link pass, delay or blackhole; returns its connections, and the bytes held back since the last such call."""
+        answer = self._tell(name=link, mode=mode, delay_s=delay_s)
+        return int(answer["connections"]), int(answer["held_bytes"])
 
     def cut(self, link: str) -> int:
         """Reset all connections of a link and return how many there were."""

@@ -2,8 +2,10 @@
 
     {"listen": 4001, "to": 1883, "name": "mqtt"}       once for each address, before "start"
     {"start": true}                                    answers {"ready": true} when all listen
-    {"name": "mqtt", "mode": "delay", "delay_s": 0.2}  pass, delay or blackhole: for what comes from now on
-    {"name": "mqtt", "cut": true}                      reset every connection; new ones work
+    {"name": "mqtt", "mode": "delay", "delay_s": 0.2}  pass, delay or blackhole: for what comes from now on;
+                                                       answers {"connections": 2, "held_bytes": 0}: bytes held
+                                                       back since the last such command
+    {"name": "mqtt", "cut": true}                      reset every connection; new ones work; answers {"cut": 2}
 
 A process of its own, so that a busy harness does not slow the traffic, and it
 ends when its standard input does, so it cannot outlive whoever started it. Own
@@ -18,6 +20,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import socket
 import struct
 import sys
@@ -35,6 +38,7 @@ class Link:
     def __init__(self, name: str, listen: int, to: int) -> None:
         self.name, self.listen, self.to = name, listen, to
         self.delay_s = 0.0
+        self.held_bytes = 0
         self.open = asyncio.Event()
         self.open.set()
         self._writers: set[asyncio.StreamWriter] = set()
@@ -42,14 +46,20 @@ class Link:
     def behave(self, mode: str, delay_s: float) -> None:
         """Pass, delay or blackhole what comes from now on."""
         self.delay_s = delay_s if mode == "delay" else 0.0
+        self.held_bytes = 0
         if mode == "blackhole":
             self.open.clear()
         else:
             self.open.set()
 
+    @property
+    def connections(self) -> int:
+        """How many clients are connected to the upstream."""
+        return len(self._writers) // 2
+
     def cut(self) -> int:
         """Reset every connection and return how many there were."""
-        count = len(self._writers) // 2
+        count = self.connections
         for writer in list(self._writers):
             raw = writer.get_extra_info("socket")
             with contextlib.suppress(OSError):
@@ -86,6 +96,8 @@ class Link:
         async def deliver() -> None:
             while True:
                 due, chunk = await queue.get()
+                if due > loop.time() or not self.open.is_set():
+                    self.held_bytes += len(chunk)
                 if due > loop.time():
                     await asyncio.sleep(due - loop.time())
                 await self.open.wait()
@@ -124,10 +136,14 @@ async def main() -> None:
         elif command.get("cut"):
             answer["cut"] = sum(link.cut() for link in links[command["name"]])
         else:
-            for link in links[command["name"]]:
+            group = links[command["name"]]
+            answer = {"connections": sum(link.connections for link in group), "held_bytes": sum(link.held_bytes for link in group)}
+            for link in group:
                 link.behave(command["mode"], float(command.get("delay_s", 0.0)))
         sys.stdout.write(json.dumps(answer) + "\n")
         sys.stdout.flush()
+    # At once: connections that are still open would be wound up one by one, and complain that there is no loop any more.
+    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -77,6 +77,7 @@ def stack() -> None:
 @click.option("--brokers", type=int, default=1, show_default=True, help="Kafka brokers: 1 or 3.")
 @click.option("--ray/--no-ray", default=False, help="Also start a Ray head.")
 @click.option("--ray-cpus", default=8, show_default=True, help="CPUs Ray may give away (a number to schedule by).")
+@click.option("--ray-workers", default=0, show_default=True, help="Ray nodes beside the head.")
 @click.option("--shared-buffers", default="128MB", show_default=True, help="PostgreSQL's shared_buffers.")
 @click.option(
     "--use",
@@ -92,6 +93,7 @@ def up(
     brokers: int,
     ray: bool,
     ray_cpus: int,
+    ray_workers: int,
     shared_buffers: str,
     uses: tuple[str, ...],
     leash: bool,
@@ -111,6 +113,7 @@ def up(
             brokers=brokers,
             ray=ray,
             ray_num_cpus=ray_cpus,
+            ray_workers=ray_workers,
             postgres_shared_buffers=shared_buffers,
             use=parse_use(uses, os.environ),
             leash=leash,

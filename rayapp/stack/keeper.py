@@ -40,6 +40,7 @@ from rayapp.stack.options import StackOptions
 from rayapp.stack.postgres import Postgres
 from rayapp.stack.processes import Spawner, kill_all, wait_gone
 from rayapp.stack.rayhead import RayHead
+from rayapp.stack.rayworkers import RayWorkers
 from rayapp.stack.registry import Registry
 from rayapp.stack.running import RunningComponent
 from rayapp.stack.state import StackState, load_state, write_state
@@ -54,9 +55,10 @@ KINDS: Mapping[str, type] = {
     "registry": Registry,
     "mqtt": Mosquitto,
     "ray": RayHead,
+    "ray_workers": RayWorkers,
 }
 # Clients before servers: Ray's jobs use all, the registry and the brokers use nothing of ours.
-STOP_ORDER = (("ray",), ("mqtt", "registry"), ("kafka",), ("postgres",))
+STOP_ORDER = (("ray", "ray_workers"), ("mqtt", "registry"), ("kafka",), ("postgres",))
 EXIT_FAILED, EXIT_TAKEN = 3, 5
 events = Events("rayapp.stack.keeper")
 
@@ -223,9 +225,9 @@ class Keeper:
         tree = [each for orphan in orphans for each in (orphan, *_children(orphan))]
         kill_all(tree)
         wait_gone(tree, ORPHAN_DEADLINE_S)
-        for orphan in orphans:
+        for each in tree:  # whose parent was killed with them has become our child
             with contextlib.suppress(ChildProcessError):
-                os.waitpid(orphan.pid, os.WNOHANG)
+                os.waitpid(each.pid, os.WNOHANG)
 
     def _clear(self) -> None:
         if self._options.postgres_disk_mb:

@@ -3,8 +3,9 @@
 A gateway that publishes before the pipeline has subscribed loses data: the broker acknowledges and has
 nobody to queue for. So the password file first holds the pipeline's account only, and `enable_gateways`
 adds the other and sends SIGHUP once somebody says that all subscriptions stand. Queues are sized for
-the longest pause of the pipeline, not for the default of a thousand messages. Started as its own user
-when we are root: it would drop to it anyway, and that change would clear the parent-death signal.
+the longest pause of the pipeline (rayapp.capacity), not for the default of a thousand messages: beyond
+it the broker drops what is new and acknowledges it all the same. Started as its own user when we are
+root: it would drop to it anyway, and that change would clear the parent-death signal.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import signal
 from collections.abc import Sequence
 from pathlib import Path
 
+from rayapp.capacity import Load, max_queued_messages
 from rayapp.stack import programs
 from rayapp.stack.component import Workbench
 from rayapp.stack.layout import service_user, write_private
@@ -24,7 +26,7 @@ from rayapp.stack.state import MqttState
 
 PIPELINE, GATEWAY = "pipeline", "gateway"
 MESSAGE_SIZE_LIMIT_BYTES = 131072
-MAX_QUEUED_MESSAGES = 2_000_000
+MAX_QUEUED_MESSAGES = max_queued_messages(Load())
 
 # Shared subscriptions are checked on the plain topic, so these lines cover $share/... too.
 ACL = f"""\

@@ -18,7 +18,7 @@ from rayapp.errors import ConfigurationError
 
 USE_VARIABLE = "RUUVI_STACK_USE"
 DEFAULT_FOLDER = ".stack"
-COMPONENTS = ("postgres", "kafka", "registry", "mqtt", "ray")
+COMPONENTS = ("postgres", "kafka", "registry", "mqtt", "ray", "ray_workers")
 RAY_STORE_MINIMUM_BYTES = 80 * 1024 * 1024
 
 
@@ -30,6 +30,9 @@ class StackOptions:
     brokers: int = 1
     ray: bool = False
     ray_num_cpus: int = 8
+    """A number to schedule by, of each node."""
+    ray_workers: int = 0
+    """Further Ray nodes beside the head, so that one can die."""
     ray_object_store_bytes: int = 200 * 1024 * 1024
     ray_auth: bool = True
     ray_environment: Mapping[str, str] = field(default_factory=dict)
@@ -59,7 +62,8 @@ class StackOptions:
     @property
     def wanted(self) -> tuple[str, ...]:
         """Component names in start order, Ray included when asked for."""
-        names = {*self.components, *self.use, *(("ray",) if self.ray else ())}
+        nodes = ("ray", "ray_workers") if self.ray and self.ray_workers else ("ray",) if self.ray else ()
+        names = {*self.components, *self.use, *nodes}
         return tuple(name for name in COMPONENTS if name in names)
 
     def to_json(self) -> str:

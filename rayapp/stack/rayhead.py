@@ -24,7 +24,7 @@ from rayapp.stack.passwords import read_password
 from rayapp.stack.ports import LOOPBACK, free_ports
 from rayapp.stack.processes import ServerProcess
 from rayapp.stack.state import RayState
-from rayapp.stack.warden import HELD
+from rayapp.stack.warden import holds
 
 # Only what has a fixed default; the raylet chooses its other ports when it binds them, which cannot fail.
 PORT_FLAGS = (
@@ -87,6 +87,17 @@ def render_environment(auth_mode: str, token_file: Path, dashboard_metrics_port:
     return environment
 
 
+def living_nodes(dashboard_url: str, token: str) -> int:
+    """Return how many nodes the dashboard knows to be alive; 0 while it refuses to say.
+
+    Raises:
+        OSError: nobody answers.
+    """
+    status, answer = ask_http(f"{dashboard_url}/nodes?view=summary", token=token)
+    nodes = ((answer or {}).get("data") or {}).get("summary") or [] if status == 200 else []
+    return sum((node.get("raylet") or {}).get("state") == "ALIVE" for node in nodes)
+
+
 class RayHead:
     """The Ray cluster of one node that runs jobs."""
 
@@ -113,7 +124,6 @@ class RayHead:
         folder = self._folder
         folder.parent.mkdir(mode=0o700, exist_ok=True)
         folder.mkdir(mode=0o700, exist_ok=True)
-        (folder / HELD).unlink(missing_ok=True)
         ray = [
             sys.executable,
             "-m",
@@ -137,14 +147,10 @@ class RayHead:
 
     def ask(self) -> str:
         """It serves when the dashboard, asked with the token, lists a living node and takes jobs."""
-        if not (self._folder / HELD).exists():
+        if not holds(self._folder):
             return "`ray start` has not returned"
         token = read_password(self._token_file) if self._auth_mode == "token" else ""
-        status, answer = ask_http(f"{self._dashboard}/nodes?view=summary", token=token)
-        if status != 200:
-            return f"HTTP {status}"
-        nodes = ((answer or {}).get("data") or {}).get("summary") or []
-        if not any((node.get("raylet") or {}).get("state") == "ALIVE" for node in nodes):
+        if not living_nodes(self._dashboard, token):
             return "no living node yet"
         status, _ = ask_http(f"{self._dashboard}/api/jobs/", token=token)
         return "" if status == 200 else f"job API: HTTP {status}"

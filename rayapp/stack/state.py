@@ -141,6 +141,7 @@ STATE_TYPES: Mapping[str, type[ComponentState]] = {
     "registry": RegistryState,
     "mqtt": MqttState,
     "ray": RayState,
+    "ray_workers": ComponentState,
 }
 
 

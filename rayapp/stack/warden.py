@@ -134,10 +134,10 @@ def begin(starter: subprocess.Popen[bytes], parent_pid: int) -> int | None:
     return code or None
 
 
-def hold(parent_pid: int) -> int:
+def hold(parent_pid: int, expected: set[str]) -> int:
     """Wait, without using the CPU, until told to stop or until a vital part is dead."""
     vital = {pid: named(pid) for pid in descendants() if named(pid) in VITAL}
-    missing = set(VITAL) - set(vital.values())
+    missing = expected - set(vital.values())
     while not missing:
         received = signal.sigtimedwait({signal.SIGCHLD, *STOP_SIGNALS}, HOLD_POLL_S)
         if (received and received.si_signo != signal.SIGCHLD) or os.getppid() != parent_pid:
@@ -146,6 +146,13 @@ def hold(parent_pid: int) -> int:
         missing = {vital[pid] for pid in reap() if pid in vital}
     lament(missing)
     return 1
+
+
+def holds(folder: Path) -> bool:
+    """Say whether a living warden holds a started Ray in this folder; one that was killed has left its file."""
+    with contextlib.suppress(OSError, ValueError):
+        return Path(f"/proc/{int((folder / HELD).read_text())}").exists()
+    return False
 
 
 def main(command: list[str]) -> int:
@@ -163,8 +170,9 @@ def main(command: list[str]) -> int:
         code = begin(starter, parent_pid)
         if code is None:
             end_unused()
-            held.touch()  # from here on a death is a death: nothing is started again
-            code = hold(parent_pid)
+            held.write_text(str(os.getpid()))  # from here on a death is a death: nothing is started again
+            # Only a head has the directory of the cluster.
+            code = hold(parent_pid, set(VITAL) if "--head" in command else {"raylet"})
             held.unlink(missing_ok=True)
             break
         if code == 0:

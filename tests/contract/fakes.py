@@ -310,9 +310,10 @@ class Broker:
         self.window, self.leaky = 1_000_000, False
         self.generation = 0
         self.connected = self.subscribed = self.session_present = False
-        self.turns = self.refuse_connects = 0
+        self.turns = self.refuse_connects = self.subscribes = 0
         self.break_next: Exception | None = None
-        self.closed = self.ended = False
+        self.closed = self.ended = self.suback_later = False
+        self.rooms: list[int] = []
         self.answers: set[int] = set()
         self.requests: list[str] = []
         self.unread_turns = 0
@@ -332,13 +333,15 @@ class Broker:
     def unacknowledged(self) -> int:
         return len(self.inflight)
 
-    def connect(self, *, subscribe: bool = True) -> None:
+    def connect(self, *, subscribe: bool = True, max_messages: int = 0, **_room: int) -> None:
+        self.rooms.append(max_messages)
+        self.subscribes += subscribe
         self.turn()
         self.generation += 1
         if self.refuse_connects:
             self.refuse_connects -= 1
             raise BrokerUnavailable("refused")
-        self.connected, self.subscribed = True, subscribe or self.subscribed
+        self.connected, self.subscribed = True, (subscribe and not self.suback_later) or self.subscribed
         self.answers.clear()
         self.sent = deque(Delivery(topic, payload, mid, 1, self.generation) for mid, (topic, payload) in self.inflight.items())
 

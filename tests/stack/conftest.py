@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from builders import eventually
+from partition import Partition
 
 from actors.adapters.kafka import Topics
 from actors.adapters.postgres import Connection, connect
+from rayapp.claims import Claims
 from rayapp.config import Settings
 from rayapp.errors import KafkaUnavailable
 from rayapp.files import project_file
@@ -96,3 +98,25 @@ def owner(settings: Settings, connections: list[Connection]) -> Connection:
     connection = connect(settings.database, "owner", application="tests owner", autocommit=True)
     connections.append(connection)
     return connection
+
+
+@pytest.fixture
+def claims(settings: Settings, connections: list[Connection]) -> Claims:
+    """The driver's claims."""
+    connection = connect(settings.database, "driver", application="tests driver")
+    connections.append(connection)
+    made = Claims(connection, settings.pipeline, "tests")
+    made.become_driver()
+    return made
+
+
+@pytest.fixture
+def make(settings: Settings, claims: Claims, owner: Connection, connections: list[Connection]) -> Callable[[], Partition]:
+    """A function that makes a fresh partition."""
+    return lambda: Partition(settings, claims, owner, connections)
+
+
+@pytest.fixture
+def one(make: Callable[[], Partition]) -> Partition:
+    """A fresh partition."""
+    return make()

@@ -12,7 +12,7 @@ from builders import eventually
 from actors.adapters import kafka as adapter
 from actors.adapters.kafka import Fetched, PartitionReader, RecordProducer, Topics, read_all
 from rayapp.config import Settings
-from rayapp.errors import ConfigurationError, DataLoss, KafkaUnavailable
+from rayapp.errors import ConfigurationError, DataLoss, DeliveryFailed, KafkaUnavailable
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(120)]
 
@@ -103,6 +103,68 @@ def test_full_queue_takes_a_part_and_goes_on(
     assert values == [value for _, value in read(reader, 1, 500)]
 
 
+@pytest.mark.parametrize("queue", [50, 200_000])
+def test_record_too_large_is_named_and_its_neighbours_are_not_taken_for_it(
+    settings: Settings, topics: Topics, monkeypatch: pytest.MonkeyPatch, queue: int
+) -> None:
+    """One record refused for good among good ones is said with key, size and limit; a count of taken records never hides it."""
+    real = adapter.Producer
+    monkeypatch.setattr(adapter, "Producer", lambda conf: real(conf | {"queue.buffering.max.messages": queue}))
+    producer, reports = RecordProducer(settings.kafka), Reports()
+    values = [str(n).encode() for n in range(100)]
+    values[10] = b"x" * 2_000_000
+
+    with pytest.raises(DeliveryFailed, match=r"key 'k10' with 2000000 bytes is refused for good.*limit \d+"):
+        producer.produce(settings.kafka.topic, 1, [f"k{n}" for n in range(100)], values, reports)
+    assert eventually(lambda: producer.poll(0.05) or len(producer) == 0)
+    assert [] == reports.errors
+    assert set(values[:10]) <= set(reports.values)
+    assert values[10] not in reports.values
+
+
+def test_record_too_large_behind_a_full_queue_is_found_when_its_turn_comes(
+    settings: Settings, topics: Topics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What did not fit is offered again, and the refusal comes with the record that deserves it."""
+    real = adapter.Producer
+    monkeypatch.setattr(adapter, "Producer", lambda conf: real(conf | {"queue.buffering.max.messages": 50}))
+    producer, reports = RecordProducer(settings.kafka), Reports()
+    values = [str(n).encode() for n in range(100)]
+    values[80] = b"x" * 2_000_000
+    keys = [f"k{n}" for n in range(100)]
+    given = producer.produce(settings.kafka.topic, 1, keys, values, reports)
+
+    assert 50 == given
+
+    def produce_the_rest() -> None:
+        nonlocal given
+        while given < 100:
+            given += producer.produce(settings.kafka.topic, 1, keys[given:], values[given:], reports)
+            producer.poll(0.01)
+
+    with pytest.raises(DeliveryFailed, match="k80"):
+        produce_the_rest()
+    assert eventually(lambda: producer.poll(0.05) or len(producer) == 0)
+    assert set(values[:80]) <= set(reports.values)
+
+
+def test_partition_that_does_not_exist_is_refused(settings: Settings, topics: Topics) -> None:
+    """A record for a partition that the topic does not have is refused at once or by its report; it is never taken as delivered."""
+    producer, reports = RecordProducer(settings.kafka), Reports()
+    producer.produce(settings.kafka.topic, 0, ["k"], [b"known"], reports)
+    assert eventually(lambda: producer.poll(0.05) or [b"known"] == reports.values)
+
+    with pytest.raises(DeliveryFailed, match=r"\[77\].*refused for good"):
+        producer.produce(settings.kafka.topic, 77, ["k"], [b"unknown"], reports)
+    assert [b"known"] == reports.values
+
+
+def test_letter_too_large_is_refused(settings: Settings, topics: Topics) -> None:
+    """A single record beyond the limit is DeliveryFailed, not an error of the client library."""
+    with pytest.raises(DeliveryFailed, match="2000000 bytes is refused for good"):
+        RecordProducer(settings.kafka).produce_one(settings.kafka.dead_letter_topic, b"x" * 2_000_000, {}, Reports())
+
+
 def test_full_queue_refuses_a_single_record(settings: Settings, topics: Topics, monkeypatch: pytest.MonkeyPatch) -> None:
     """A dead letter that does not fit is refused, and taken later."""
     real = adapter.Producer
@@ -173,6 +235,54 @@ def test_offset_outside_the_log_is_data_loss(reader: PartitionReader, topics: To
     reader.start_at(2, topics.offsets(settings.kafka.topic, 3)[2][1] + beyond)
     with pytest.raises(DataLoss, match="nothing was skipped"):
         eventually(lambda: bool(reader.poll(10, 0.1)))
+
+
+def test_loss_of_one_partition_takes_nothing_from_the_others(
+    fill: Callable[[int, int], list[bytes]], reader: PartitionReader, topics: Topics, settings: Settings
+) -> None:
+    """The loss names its partition, once; the others' records come without a gap, and the lost one goes on where it is started."""
+    ends = {p: topics.offsets(settings.kafka.topic, 3)[p][1] for p in range(3)}
+    lost_values, values = fill(2, 20), fill(0, 3_000)
+    reader.start_at(2, ends[2] + 5_000)
+    reader.start_at(0, ends[0])
+    found: list[tuple[int, bytes | None]] = []
+    losses: list[int | None] = []
+
+    def all_read() -> bool:
+        try:
+            for fetched in reader.poll(100, 0.05):
+                assert fetched.partition == 0
+                found.extend(zip(fetched.offsets, fetched.values, strict=True))
+        except DataLoss as error:
+            losses.append(error.partition)
+        return len(found) >= len(values) and bool(losses)
+
+    assert eventually(all_read)
+    assert list(enumerate(values, ends[0])) == found
+    assert [2] == losses
+    reader.start_at(2, ends[2])
+    assert lost_values == [value for _, value in read(reader, 2, 20)]
+
+
+def test_stopped_partition_brings_nothing(
+    fill: Callable[[int, int], list[bytes]], reader: PartitionReader, topics: Topics, settings: Settings
+) -> None:
+    """A partition let go is silent, also about what was fetched already; started again it comes whole."""
+    starts = {p: topics.offsets(settings.kafka.topic, 3)[p][1] for p in (0, 1)}
+    stopped, other = fill(0, 2_000), fill(1, 10)
+    reader.start_at(0, starts[0])
+    assert eventually(lambda: any(each.partition == 0 and each.offsets for each in reader.poll(10, 0.1)))
+    reader.stop(0)
+    reader.stop(0)
+    reader.start_at(1, starts[1])
+
+    seen: list[Fetched] = []
+    assert eventually(lambda: bool(seen.extend(reader.poll(100, 0.1)) or sum(len(each.offsets) for each in seen) >= 10))
+    seen += reader.poll(100, 0.3)
+    assert {1} == {each.partition for each in seen}
+    assert other == [value for each in seen for value in each.values]
+    reader.start_at(0, starts[0])
+    assert stopped == [value for _, value in read(reader, 0, 2_000)]
 
 
 def test_committed_positions_are_mirrored(reader: PartitionReader, settings: Settings) -> None:

@@ -130,6 +130,18 @@ def test_acknowledged_messages_do_not_come_again(session: MqttSession, gateway: 
     assert is_quiet(session)
 
 
+def test_close_with_unread_messages_does_not_take_back_the_last_pubacks(session: MqttSession, gateway: Gateway, mqtt: MqttSettings) -> None:
+    """A socket closed on unread bytes is reset, and with it what the broker has not read of ours: those messages would come twice."""
+    gateway.publish(mqtt.topics[0], payloads(2_000))
+    found: list[Delivery] = []
+    assert eventually(lambda: bool(found.extend(session.pump(0.05, 1_000 - len(found))) or len(found) == 1_000))
+    session.ack(found)
+    session.close()
+    session.connect()
+
+    assert payloads(2_000)[1_000:] == [delivery.payload for delivery in receive(session, 1_000)]
+
+
 def test_broker_queues_while_the_slot_is_away(session: MqttSession, gateway: Gateway, mqtt: MqttSettings) -> None:
     """Messages published between close and connect are delivered, those that come before SUBACK included."""
     session.close()
@@ -156,21 +168,27 @@ def test_receive_maximum_holds_the_broker_back(mqtt: MqttSettings, gateway: Gate
     assert is_quiet(session)
 
 
-@pytest.mark.xfail(reason="Mosquitto 2.0.11 (Debian 11): one PUBACK lets a whole Receive Maximum more through", strict=False)
-def test_receive_maximum_holds_the_broker_back_while_acknowledging(
+def test_no_more_is_read_than_there_is_room_for_while_acknowledging(
     mqtt: MqttSettings, gateway: Gateway, sessions: list[MqttSession]
 ) -> None:
-    """As many new messages come as were acknowledged."""
+    """Each PUBACK may let a whole window through (Mosquitto 2.0.11), never more; pump() takes as many as it is told to, in order."""
     name = f"tests-{secrets.token_hex(4)}"
     session = MqttSession(mqtt.model_copy(update={"receive_maximum": 5}), name, name)
     session.connect()
     sessions.append(session)
-    gateway.publish(mqtt.topics[0], payloads(12))
-    session.ack(receive(session, 5)[:2])
-    found = receive(session, 2)
+    gateway.publish(mqtt.topics[0], payloads(40))
+    first = receive(session, 5)
+    session.ack(first[:2])
+    found: list[Delivery] = []
+    assert eventually(lambda: bool(found.extend(session.pump(0.05, 1)) or found))
+    assert 1 == len(found)
+    found.extend(each for _ in range(4) for each in session.pump(0.05, 0))
+    assert 1 == len(found)
+    found.extend(each for _ in range(40) for each in session.pump(0.02, 3))
 
     assert is_quiet(session)
-    assert payloads(12)[5:7] == [delivery.payload for delivery in found]
+    assert 2 <= len(found) <= 2 * 5
+    assert payloads(40)[5 : 5 + len(found)] == [delivery.payload for delivery in found]
 
 
 def test_slots_share_the_messages(mqtt: MqttSettings, gateway: Gateway, sessions: list[MqttSession]) -> None:

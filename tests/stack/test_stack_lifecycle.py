@@ -47,6 +47,8 @@ from rayapp.stack.kafka_probe import ask_kafka
 from rayapp.stack.mqtt_probe import ACCEPTED, NOT_AUTHORISED, ask_mqtt
 from rayapp.stack.options import split_address
 from rayapp.stack.ports import is_listening
+from rayapp.stack.rayhead import living_nodes
+from rayapp.stack.rayworkers import QUICK_TO_NOTICE_A_DEAD_NODE
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(300)]
 
@@ -457,3 +459,32 @@ def test_ray_without_its_raylet_is_dead_as_a_whole(tmp_path: Path) -> None:
         assert eventually(lambda: not psutil.wait_procs(processes, timeout=0)[1])
         start_component(running.state, "ray")
         assert running.state.ray.state == "ready"
+
+
+def test_a_ray_node_beside_the_head_dies_alone_and_comes_again(tmp_path: Path) -> None:
+    """kill -9 of a worker node ends all its processes and leaves the head at work; `start` returns when its successor is there."""
+
+    def node() -> list[psutil.Process]:
+        return [psutil.Process(pid) for pid in process_ids(running.state)["ray_workers"]]
+
+    options = StackOptions(
+        folder=tmp_path / "stack", components=(), ray=True, ray_workers=1, ray_environment=QUICK_TO_NOTICE_A_DEAD_NODE, leash=True
+    )
+    with start_stack(options) as running:
+        token = read_password(running.state.ray.token_file)
+        head = [psutil.Process(pid) for pid in process_ids(running.state)["ray"]]
+        first = node()
+        assert [one.name() for one in first].count("raylet") == 1
+        assert living_nodes(running.state.ray.dashboard_url, token) == 2
+
+        kill_component(running.state, "ray_workers", signal.SIGKILL, "ray-worker-1")
+
+        # Gone, reaped by the keeper, and not just zombies.
+        assert eventually(lambda: not any(one.is_running() for one in first))
+        assert running.state.ray.state == "ready"
+        assert all(one.is_running() for one in head if one.name() in ("raylet", "gcs_server"))
+
+        start_component(running.state, "ray_workers")
+
+        assert [one.name() for one in node()].count("raylet") == 1
+        assert eventually(lambda: living_nodes(running.state.ray.dashboard_url, token) == 2)

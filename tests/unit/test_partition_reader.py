@@ -1,17 +1,19 @@
-"""What the reader and the producer make of librdkafka's answers that no broker gives on demand."""
+"""What the adapter makes of librdkafka's answers that no broker gives on demand."""
 
 from __future__ import annotations
 
 from collections import deque
+from concurrent.futures import Future
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from confluent_kafka import KafkaError
+from confluent_kafka import KafkaError, KafkaException
 
 from actors.adapters import kafka as adapter
-from actors.adapters.kafka import PartitionReader, RecordProducer
+from actors.adapters.kafka import PartitionReader, RecordProducer, TopicIdentity, Topics
 from rayapp.config import KafkaSettings
-from rayapp.errors import DataLoss, DeliveryFailed
+from rayapp.errors import DataLoss, DeliveryFailed, KafkaUnavailable
 
 
 class Record:
@@ -185,3 +187,34 @@ def test_fatal_error_of_the_client_ends_the_caller(producer: RecordProducer) -> 
     for _ in range(2):
         with pytest.raises(DeliveryFailed, match="for good.*the actor ends"):
             producer.poll()
+
+
+class Admin:
+    """An admin client of a cluster with one topic."""
+
+    def __init__(self, _conf: dict[str, Any]) -> None:
+        self.known = True
+
+    def list_topics(self, timeout: float) -> Any:
+        if not self.known:
+            raise KafkaException(KafkaError(KafkaError._PARTIAL))
+        return SimpleNamespace(cluster_id="cluster", brokers={}, topics={})
+
+    def describe_topics(self, topics: Any) -> dict[str, Future[Any]]:
+        answer: Future[Any] = Future()
+        answer.set_result(SimpleNamespace(topic_id="id", partitions=[None] * KafkaSettings().partitions))
+        return {KafkaSettings().topic: answer}
+
+    def describe_cluster(self) -> None:
+        raise AssertionError("aborts the whole process when no broker is alive")
+
+
+def test_cluster_without_a_living_broker_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The identity is asked for in a way that survives the moment in which the only broker is fenced."""
+    monkeypatch.setattr(adapter, "AdminClient", Admin)
+    topics = Topics(KafkaSettings())
+    assert TopicIdentity("cluster", "id", KafkaSettings().partitions) == topics.identity()
+
+    topics._admin.known = False
+    with pytest.raises(KafkaUnavailable):
+        topics.identity()

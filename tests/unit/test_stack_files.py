@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from rayapp import capacity
 from rayapp.errors import ConfigurationError
 from rayapp.stack.downloads import cache_root, obtain
 from rayapp.stack.errors import StackNotRunning
@@ -27,6 +28,7 @@ from rayapp.stack.ports import ephemeral_start, free_ports
 from rayapp.stack.postgres import render_roles, render_settings
 from rayapp.stack.programs import install_line, parse_java_version
 from rayapp.stack.rayhead import PORT_FLAGS, render_arguments, render_environment
+from rayapp.stack.rayworkers import render_arguments as render_node_arguments
 from rayapp.stack.state import (
     STATE_TYPES,
     KafkaState,
@@ -37,6 +39,7 @@ from rayapp.stack.state import (
     load_state,
     write_state,
 )
+from rayapp.stack.warden import HELD, holds
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -105,10 +108,11 @@ def test_mqtt_where() -> None:
 
 def test_options_round_trip() -> None:
     """The keeper sees exactly the caller's options."""
-    options = StackOptions(folder=Path("x"), brokers=3, ray=True, use={"kafka": "h:1"}, leash=True)
+    options = StackOptions(folder=Path("x"), brokers=3, ray=True, ray_workers=1, use={"kafka": "h:1"}, leash=True)
     assert StackOptions.from_json(options.to_json()) == options
     assert options.wanted == COMPONENTS
     assert StackOptions(components=("mqtt",), use={"kafka": "h:1"}).wanted == ("kafka", "mqtt")
+    assert StackOptions(components=(), ray=True).wanted == ("ray",)
 
 
 @pytest.mark.parametrize("wrong", [{"brokers": 2}, {"components": ("zookeeper",)}, {"ray_object_store_bytes": 1}])
@@ -186,7 +190,7 @@ def test_mosquitto_configuration(tmp_path: Path) -> None:
         "listener 1883 127.0.0.1",
         "allow_anonymous false",
         "message_size_limit 131072",
-        "max_queued_messages 2000000",
+        f"max_queued_messages {capacity.max_queued_messages(capacity.Load())}",
         "max_queued_bytes 0",
         "persistence true",
         "set_tcp_nodelay true",
@@ -240,6 +244,29 @@ def test_ray_arguments(tmp_path: Path) -> None:
     assert "--block" not in arguments
     assert "RAY_AUTH_TOKEN_PATH" not in render_environment("disabled", tmp_path, 1)
     assert render_environment("token", tmp_path / "t", 1)["RAY_AUTH_TOKEN_PATH"] == str(tmp_path / "t")
+
+
+def test_a_ray_node_joins_the_head_on_the_loopback_address(tmp_path: Path) -> None:
+    """The second node names head and address, and no port that a second stack would take too."""
+    arguments = render_node_arguments("127.0.0.1:6400", (6401, 6402), 2, 10**8, tmp_path)
+    assert arguments[:3] == ["start", "--address", "127.0.0.1:6400"]
+    assert arguments[arguments.index("--node-ip-address") + 1] == "127.0.0.1"
+    assert arguments[arguments.index("--metrics-export-port") + 1] == "6401"
+    assert arguments[arguments.index("--dashboard-agent-listen-port") + 1] == "6402"
+    assert "--head" not in arguments
+    assert "--block" not in arguments
+
+
+def test_a_file_left_by_a_killed_warden_is_not_taken_for_a_started_ray(tmp_path: Path) -> None:
+    """Only a file with the pid of a living process says that Ray is held; so a node started again is waited for."""
+    assert not holds(tmp_path)
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    for content in (str(ended.pid), "", "no pid"):
+        (tmp_path / HELD).write_text(content)
+        assert not holds(tmp_path)
+    (tmp_path / HELD).write_text(str(os.getpid()))
+    assert holds(tmp_path)
 
 
 def test_java_versions() -> None:

@@ -29,7 +29,7 @@ from confluent_kafka import (
     TopicCollection,
     TopicPartition,
 )
-from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]  # exported, but not in its __all__
+from confluent_kafka.admin import AdminClient, ConfigResource, OffsetSpec  # type: ignore[attr-defined]  # exported, but not in its __all__
 from confluent_kafka.cimpl import NewTopic
 
 from rayapp.config import KafkaSettings, read_secret
@@ -50,6 +50,8 @@ FETCH_BYTES = 16 * 2**20
 PARTITION_FETCH_BYTES = 2 * 2**20
 """One partition's part of an answer; a single larger record comes all the same."""
 SETTLE_S = 15.0
+HEADROOM_BYTES = 65_536
+"""Above the largest dead letter's value, for its headers and Kafka's own framing."""
 PARTITION_UA = -1
 """librdkafka's word for: choose a partition."""
 LETTER_ID_HEADER = "dead_letter_id"
@@ -129,7 +131,7 @@ class Topics:
                     settings.dead_letter_topic,
                     num_partitions=1,
                     replication_factor=replication,
-                    config={**config, "retention.ms": "-1", "max.message.bytes": str(settings.max_dead_letter_bytes + 65_536)},
+                    config={**config, "retention.ms": "-1", "max.message.bytes": str(settings.max_dead_letter_bytes + HEADROOM_BYTES)},
                 ),
             ]
             missing = [topic for topic in wanted if topic.topic not in metadata.topics]
@@ -139,9 +141,24 @@ class Topics:
                 except KafkaException as error:
                     if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
                         raise
+            existing = {topic.topic for topic in wanted} - {topic.topic for topic in missing}
+            if settings.dead_letter_topic in existing:
+                self._require_room_for_letters()
         except (KafkaException, TimeoutError) as error:
             raise KafkaUnavailable(f"kafka {settings.bootstrap_servers}: {_words(error)}") from error
         return self._settled_identity(SETTLE_S if missing else 0.0)
+
+    def _require_room_for_letters(self) -> None:
+        """See that the largest dead letter fits into a topic that somebody else made; found out later, it would stop consume."""
+        topic, wanted_bytes = self._settings.dead_letter_topic, self._settings.max_dead_letter_bytes + HEADROOM_BYTES
+        resource = ConfigResource(ConfigResource.Type.TOPIC, topic)
+        found = self._admin.describe_configs([resource])[resource].result(timeout=10)
+        limit_bytes = int(found["max.message.bytes"].value)
+        if limit_bytes < wanted_bytes:
+            raise ConfigurationError(
+                f"kafka.max_dead_letter_bytes = {self._settings.max_dead_letter_bytes}: topic {topic} takes at most {limit_bytes} bytes "
+                f"a record, and a letter with its headers may need {wanted_bytes}; raise the topic's max.message.bytes or lower the key"
+            )
 
     def _settled_identity(self, patience_s: float) -> TopicIdentity:
         """Return the identity of topics made just now: for a moment brokers may not know them, or their leaders, yet."""
@@ -205,7 +222,7 @@ class RecordProducer:
 
     def __init__(self, settings: KafkaSettings) -> None:
         self._fatal: str | None = None
-        self._max_record_bytes = settings.max_dead_letter_bytes + 65_536
+        self._max_record_bytes = settings.max_dead_letter_bytes + HEADROOM_BYTES
         self._producer = Producer(
             client_configuration(settings)
             | {

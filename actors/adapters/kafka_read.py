@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self, cast
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import TIMESTAMP_NOT_AVAILABLE, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from actors.adapters.kafka import client_configuration
 from rayapp.config import KafkaSettings
@@ -43,6 +43,8 @@ class Record:
     offset: int
     value: bytes | None
     headers: dict[str, str] = field(default_factory=dict)
+    time_us: int | None = None
+    """When it was produced or appended, by the topic's own rule; None when the record does not say."""
 
 
 @dataclass(frozen=True)
@@ -171,7 +173,7 @@ class RangeReader:
                 if positions[partition] >= end:
                     continue
                 if error is None and offset < end:
-                    records.append(Record(partition, offset, message.value(), _headers(message)))
+                    records.append(Record(partition, offset, message.value(), _headers(message), _time_us(message)))
                     positions[partition] = offset + 1
                 else:  # behind the range, or the log's end: markers and compacted offsets may lie before it
                     positions[partition] = end
@@ -184,6 +186,11 @@ class RangeReader:
 
     def _away(self, error: KafkaException) -> KafkaUnavailable:
         return KafkaUnavailable(f"kafka {self._servers}: {error.args[0]}")
+
+
+def _time_us(message: Message) -> int | None:
+    kind, time_ms = message.timestamp()
+    return None if kind == TIMESTAMP_NOT_AVAILABLE else int(time_ms) * 1_000
 
 
 def _headers(message: Message) -> dict[str, str]:

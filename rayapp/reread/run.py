@@ -121,7 +121,10 @@ class Rereader:
 
     def _write(self, writer: PartitionWriter, partition: int, records: list[Record], before: int, after: int) -> None:
         """Decode and store records of one partition between two positions."""
-        oldest_us, newest_us = time_window(self._settings.ingest, now_us())
+        # The window of the day on which the records came: what was in time then must not be refused for its age today.
+        times_us = [record.time_us for record in records if record.time_us is not None] or [now_us()]
+        oldest_us = time_window(self._settings.ingest, min(times_us))[0]
+        newest_us = time_window(self._settings.ingest, max(times_us))[1]
         decoded = self._decoder.decode(
             [record.offset for record in records], [record.value for record in records], oldest_us=oldest_us, newest_us=newest_us
         )

@@ -93,6 +93,33 @@ def test_without_replay_the_loss_is_the_brokers_and_can_be_counted(
         assert 300 <= len(lost) < len(acknowledged)
 
 
+def test_snapshot_older_than_the_acknowledgements_brings_messages_again(make: Make) -> None:
+    """Killed after a snapshot, the broker has forgotten PUBACKs: those messages come twice under old packet ids, none is missing."""
+    world = make()
+    world.start().drain()
+    queued = world.simulate(RATE, 1, "--replay-seconds", NO_REPLAY)
+    assert 1_000 == queued.finish()["acked"]
+    world.broker.save()
+    ingest = world.start()
+    assert until(lambda: ingest.actor.counters["messages_acknowledged_total"] == 1_000)
+    after = world.simulate(RATE, 1, "--replay-seconds", REPLAY)
+    assert until(lambda: ingest.actor.counters["messages_acknowledged_total"] > 1_200)
+    world.broker.end(signal.SIGKILL)
+    world.broker.start()
+    after.finish()
+    assert until(lambda: not (queued.sent() | after.sent()) - world.in_kafka().keys())
+    assert until(lambda: ingest.actor.counters["messages_acknowledged_total"] >= 2_200 and not ingest.session.unacknowledged)
+
+    assert (True, 1) == (ingest.session.session_present, ingest.actor.counters["mqtt_reconnects_total"])
+    found = world.in_kafka()
+    assert {2} == {found[message] for message in queued.sent()}
+    report = ingest.drain()
+    assert report is not None
+    again = world.start()  # what is acknowledged after the restart stays acknowledged: nothing is left in the session
+    again.drain()
+    assert 0 == again.actor.counters["mqtt_adapter_messages_received_total"]
+
+
 def test_what_was_received_before_a_kill_is_in_kafka(make: Make) -> None:
     """A message that ingest holds when the broker is killed is produced although nobody will send it again."""
     world = make()

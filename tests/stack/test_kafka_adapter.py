@@ -318,3 +318,12 @@ def test_broker_away_is_kafka_unavailable(settings: Settings) -> None:
     away = settings.kafka.model_copy(update={"bootstrap_servers": "127.0.0.1:9", "username": None})
     with pytest.raises(KafkaUnavailable):
         Topics(away).ensure()
+
+
+def test_letter_topic_that_is_too_small_is_refused_at_the_start(settings: Settings, topics: Topics) -> None:
+    """A topic made by somebody else may be too small for the largest letter: said at the start, not when the letter comes."""
+    larger = settings.kafka.model_copy(update={"max_dead_letter_bytes": 2 * settings.kafka.max_dead_letter_bytes})
+
+    with pytest.raises(ConfigurationError, match=r"max_dead_letter_bytes = .*max\.message\.bytes"):
+        Topics(larger).ensure()
+    assert topics.ensure() == topics.identity()

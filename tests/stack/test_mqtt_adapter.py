@@ -11,7 +11,7 @@ import pytest
 from builders import eventually
 from paho.mqtt.enums import CallbackAPIVersion
 
-from actors.adapters.mqtt import Delivery, MqttSession
+from actors.adapters.mqtt import READS_PER_PUMP, Delivery, MqttSession
 from rayapp.config import MqttSettings, Settings
 from rayapp.errors import BrokerUnavailable, SessionTakenOver
 from rayapp.stack import StackState, enable_gateways, read_password
@@ -151,6 +151,20 @@ def test_broker_queues_while_the_slot_is_away(session: MqttSession, gateway: Gat
 
     assert session.subscribed
     assert payloads(200, "away-") == [delivery.payload for delivery in receive(session, 200)]
+
+
+def test_window_larger_than_one_pump_comes_before_suback(session: MqttSession, gateway: Gateway, mqtt: MqttSettings) -> None:
+    """A slot that comes back to thousands of messages is subscribed, and gets them all in order: a broker sends them before SUBACK."""
+    count = 3 * READS_PER_PUMP
+    session.close()
+    gateway.publish(mqtt.topics[0], payloads(count))
+    session.connect(4.0)
+    found = receive(session, count)
+
+    assert payloads(count) == [delivery.payload for delivery in found]
+    assert eventually(lambda: bool(session.pump(0.05) or session.subscribed))
+    assert 0 == session.ack(found)
+    assert is_quiet(session)
 
 
 def test_receive_maximum_holds_the_broker_back(mqtt: MqttSettings, gateway: Gateway, sessions: list[MqttSession]) -> None:

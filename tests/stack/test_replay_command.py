@@ -22,6 +22,7 @@ from actors.adapters.kafka import Topics
 from actors.adapters.kafka_read import RangeReader
 from actors.adapters.postgres import Connection, connect
 from actors.adapters.registry import Registry
+from actors.base import now_us
 from actors.consume import actor as consume_module
 from rayapp.claims import Claims
 from rayapp.cli import cli
@@ -235,3 +236,16 @@ def test_killed_in_the_middle_it_goes_on_beside_live_traffic(world: World) -> No
         " FROM replay_jobs WHERE job_id = %s", (job,))  # fmt: skip
     assert parts[0]
     assert parts[1] == parts[2]
+
+
+def test_what_was_in_time_when_it_came_is_not_too_old_now(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Records are judged by the day on which they reached Kafka: a lost day is restored also after `max_age_days`."""
+    kept = world.rows("device_id, timestamp, value")
+    world.delete()
+    later_us = (world.settings.ingest.max_age_days + 1) * 86_400_000_000
+    monkeypatch.setattr("rayapp.reread.run.now_us", lambda: now_us() + later_us)
+
+    code, found = world.replay("--from", "start", "--to", "next")
+
+    assert (0, 0) == (code, found["dead"])
+    assert kept == world.rows("device_id, timestamp, value")

@@ -28,7 +28,7 @@ class Section(BaseModel):
 
 
 class MqttSettings(Section):
-    """The MQTT broker and what we ask of it."""
+    """The MQTT broker and what we ask of it; windows and limits that are not set follow from the load (rayapp.capacity)."""
 
     host: str = "127.0.0.1"
     port: int = Field(1883, ge=1, le=65535)
@@ -37,30 +37,42 @@ class MqttSettings(Section):
     topics: tuple[str, ...] = ("ruuvitag/data",)
     keepalive_s: int = Field(30, ge=5, le=600)
     session_expiry_s: int = Field(7 * 86_400, ge=60, description="longer than the longest outage: the broker queues for this long")
-    receive_maximum: int = Field(
-        capacity.receive_maximum(capacity.Load()), ge=1, le=65_535, description="unacknowledged messages at which the broker stops sending"
-    )
-    held_max_messages: int | None = Field(None, ge=1, description="a slot that holds this many stops reading; None: twice receive_maximum")
+    messages_per_s: float = Field(capacity.Load().messages_per_s, gt=0, description="of all gateways; one slot must be able to carry it")
+    longest_outage_s: float = Field(capacity.Load().outage_s, gt=0, description="without the pipeline, so long that nothing is lost yet")
+    receive_maximum: int | None = Field(None, ge=1, le=65_535, description="unacknowledged messages at which the broker stops sending")
+    held_max_messages: int | None = Field(None, ge=1, description="a slot that holds this many stops reading; None: two windows")
     held_max_bytes: int | None = Field(
         None, ge=262_144, description="likewise in bytes of payloads and records; None: usual messages, twice"
     )
 
     @property
+    def load(self) -> capacity.Load:
+        """What the broker's queue and a slot's window are derived from; one slot alone, as when the others are away."""
+        return capacity.Load(messages_per_s=self.messages_per_s, outage_s=self.longest_outage_s)
+
+    @property
+    def window(self) -> int:
+        """Receive Maximum, as set or as the load needs it."""
+        return capacity.receive_maximum(self.load) if self.receive_maximum is None else self.receive_maximum
+
+    @property
     def held_messages(self) -> int:
         """Messages a slot may hold before it stops reading."""
-        return capacity.held_max_messages(self.receive_maximum) if self.held_max_messages is None else self.held_max_messages
+        return capacity.held_max_messages(self.window) if self.held_max_messages is None else self.held_max_messages
 
     @property
     def held_bytes(self) -> int:
         """Bytes a slot may hold before it stops reading: at least two of the largest messages."""
-        usual = max(262_144, capacity.held_max_bytes(capacity.Load(), self.receive_maximum))
+        usual = max(262_144, capacity.held_max_bytes(self.load, self.window))
         return usual if self.held_max_bytes is None else self.held_max_bytes
 
     @model_validator(mode="after")
     def _window_fits(self) -> Self:
         """A slot holds its window without ceasing to read; only a broker that sends more is made to wait."""
-        if self.held_messages < self.receive_maximum:
-            raise ValueError(f"held_max_messages {self.held_messages} must not be below receive_maximum {self.receive_maximum}")
+        if self.held_messages < self.window:
+            raise ValueError(f"held_max_messages {self.held_messages} must not be below receive_maximum {self.window}")
+        if self.session_expiry_s < self.longest_outage_s:
+            raise ValueError(f"session_expiry_s {self.session_expiry_s} must not be below longest_outage_s {self.longest_outage_s:g}")
         return self
 
 

@@ -132,7 +132,7 @@ class MqttSession:
         client = self._client = self._new_client(subscribe)
         properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]  # paho leaves its constructor untyped
         properties.SessionExpiryInterval = self._settings.session_expiry_s
-        properties.ReceiveMaximum = self._settings.receive_maximum
+        properties.ReceiveMaximum = self._settings.window
         host, port, keepalive_s = self._settings.host, self._settings.port, self._settings.keepalive_s
         try:
             client.connect(host, port, keepalive=keepalive_s, clean_start=False, properties=properties)

@@ -70,9 +70,19 @@ def test_broker_and_settings_are_derived(tmp_path: Path) -> None:
     """Mosquitto's queue and the settings' windows come from here and from nowhere else."""
     assert f"max_queued_messages {capacity.max_queued_messages(Load())}" in render_configuration(1883, tmp_path).splitlines()
     settings = MqttSettings()
-    assert capacity.receive_maximum(Load()) == settings.receive_maximum
-    assert capacity.held_max_messages(settings.receive_maximum) == settings.held_messages
-    assert capacity.held_max_bytes(Load(), settings.receive_maximum) == settings.held_bytes
+    assert Load() == settings.load
+    assert capacity.receive_maximum(Load()) == settings.window
+    assert capacity.held_max_messages(settings.window) == settings.held_messages
+    assert capacity.held_max_bytes(Load(), settings.window) == settings.held_bytes
+
+
+def test_who_says_the_load_gets_all_limits() -> None:
+    """Two figures that a person knows, rate and outage, are enough; a session that expires within the outage is refused."""
+    settings = MqttSettings(messages_per_s=500, longest_outage_s=3_600)
+    assert (300, 600) == (settings.window, settings.held_messages)
+    assert 1_800_000 == capacity.max_queued_messages(settings.load)
+    with pytest.raises(ValidationError, match="longest_outage_s"):
+        MqttSettings(longest_outage_s=3_600, session_expiry_s=3_599)
 
 
 def test_held_limits_follow_the_window() -> None:

@@ -1,10 +1,10 @@
 """`make test`: every check and every test, with one JSON line at the end.
 
 Tests on real servers mostly wait for them (outages, time-outs, restarts), so
-the files of tests/stack run in two processes side by side, each with servers
-of its own; everything else runs alone, because it computes or measures. Each
-line of output is shown as it comes; the first failure does not hide the later
-ones. Exit 0 only when every step passed and tests were really run.
+three lanes run side by side: what needs no server, and two halves of
+tests/stack, each with servers of its own. Chaos runs alone. Each line of output
+is shown as it comes; the first failure does not hide the later ones. Exit 0
+only when every step passed and tests were really run.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PYTEST = [sys.executable, "-m", "pytest", "-q"]
 SLOW_FIRST = (
-    "test_stack_lifecycle", "test_kafka_faults", "test_database_faults", "test_ingest_outage", "test_ingest_broker_restart",
-    "test_simulator_broker", "test_ingest_retirement", "test_ingest_flood", "test_dlq_commands", "test_replay_command",
+    "test_stack_lifecycle", "test_bench_session", "test_database_faults", "test_kafka_faults", "test_ingest_outage", "test_detector_state",
+    "test_ingest_broker_restart", "test_dlq_commands", "test_simulator_broker", "test_replay_command", "test_ingest_retirement",
+    "test_ingest_flood",
 )  # fmt: skip
 """The longest files, dealt out first, so that both halves take about as long."""
 
@@ -58,17 +59,27 @@ def halves(folder: Path) -> list[list[str]]:
     return [[str(file.relative_to(ROOT)) for file in files[at::2]] for at in (0, 1)]
 
 
-def plan() -> list[list[Step]]:
-    """Return the steps in order; those of one group run side by side."""
+def plan() -> list[list[list[Step]]]:
+    """Return groups of lanes of steps: groups run one after another, the lanes of a group side by side."""
     first, second = halves(ROOT / "tests" / "stack")
-    return [
-        [Step("check", ["make", "--no-print-directory", "check"])],
-        [Step("firmware", ["make", "-C", "firmware/sim", "test"])],
-        [Step("unit", [*PYTEST, "tests/unit", "tests/contract"])],
-        [Step("stack 1", [*PYTEST, *first]), Step("stack 2", [*PYTEST, *second])],
-        [Step("cluster", [*PYTEST, "tests/cluster"])],
-        [Step("chaos", [*PYTEST, "-rP", "tests/chaos"])],
+    no_server = [
+        Step("check", ["make", "--no-print-directory", "check"]),
+        Step("firmware", ["make", "-C", "firmware/sim", "test"]),
+        Step("unit", [*PYTEST, "tests/unit", "tests/contract"]),
     ]
+    lanes = [
+        no_server,
+        [Step("stack 1", [*PYTEST, *first])],
+        [Step("stack 2", [*PYTEST, *second]), Step("cluster", [*PYTEST, "tests/cluster"])],
+    ]
+    return [lanes, [[Step("chaos", [*PYTEST, "-rP", "tests/chaos"])]]]
+
+
+def run_lane(steps: list[Step], *, alone: bool) -> None:
+    """Run steps one after another."""
+    for step in steps:
+        print(f"\n== {step.name}: {' '.join(step.command)}", flush=True)
+        step.run("" if alone else f"{step.name} | ")
 
 
 def main() -> int:
@@ -76,14 +87,12 @@ def main() -> int:
     began = time.monotonic()
     steps: list[Step] = []
     for group in plan():
-        for step in group:
-            print(f"\n== {step.name}: {' '.join(step.command)}", flush=True)
-        threads = [threading.Thread(target=step.run, args=(f"{step.name} | " if len(group) > 1 else "",)) for step in group]
+        threads = [threading.Thread(target=run_lane, args=(lane,), kwargs={"alone": len(group) == 1}) for lane in group]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        steps += group
+        steps += [step for lane in group for step in lane]
     passed = sum(step.counts.get("passed", 0) for step in steps)
     failed = sum(step.counts.get(word, 0) for step in steps for word in ("failed", "error", "errors"))
     skipped = sum(step.counts.get("skipped", 0) for step in steps)

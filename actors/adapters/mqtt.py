@@ -18,9 +18,6 @@ it). What is not read stays in the socket and in the broker. An unread PINGRESP
 is no disconnect: paho's judgement of the connection is asked for only when the
 socket is empty; until then unread bytes are the sign of life, and packets of
 our own keep the broker's patience.
-
-The session also listens to the broker's count of dropped messages, which a
-full queue leads to while gateways still get their PUBACK.
 """
 
 from __future__ import annotations
@@ -28,10 +25,8 @@ from __future__ import annotations
 import select
 import socket
 import time
-from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import paho.mqtt.client as paho
@@ -40,6 +35,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
+from actors.adapters.mqtt_inbox import DROPPED_TOPIC, Delivery, Inbox, acknowledgeable
 from rayapp.config import MqttSettings, read_secret
 from rayapp.errors import BrokerUnavailable, SessionTakenOver
 
@@ -47,25 +43,8 @@ SESSION_TAKEN_OVER = 0x8E
 GOODBYE_S = 1.0
 ANSWER_S = 10.0
 """How long a broker may take for CONNACK and SUBACK while nothing of its is unread."""
-DROPPED_TOPIC = "$SYS/broker/publish/messages/dropped"
 READS_PER_PUMP = 512
 """Packets read before the loop gets its turn again: bounds the time between two looks at Kafka's reports."""
-
-
-@dataclass(frozen=True, slots=True)
-class Delivery:
-    """One message as the broker delivered it; QoS 0 has no packet id and is never acknowledged."""
-
-    topic: str
-    payload: bytes
-    mid: int
-    qos: int
-    generation: int
-
-
-def acknowledgeable(deliveries: Sequence[Delivery], generation: int) -> list[Delivery]:
-    """Return those that a connection may acknowledge: its own, and of QoS 1."""
-    return [delivery for delivery in deliveries if delivery.generation == generation and delivery.qos > 0]
 
 
 class MqttSession:
@@ -75,12 +54,6 @@ class MqttSession:
         settings: broker, account, topics and window.
         client_id: fixed per slot: a replacement takes over the same session.
         share_group: name of the shared subscription, the pipeline's.
-
-    Attributes:
-        generation: of the current connection, counted from 1.
-        session_present: the broker had the session when this connection was made.
-        unacknowledged: QoS 1 messages of this connection without a PUBACK.
-        broker_dropped: messages the broker dropped since it started, for whomever; None until it said so.
     """
 
     def __init__(self, settings: MqttSettings, client_id: str, share_group: str) -> None:
@@ -90,22 +63,34 @@ class MqttSession:
         """Nobody subscribes to it: unsubscribing is an exchange of packets and changes nothing."""
         self._client_id = client_id
         self._client: paho.Client | None = None
-        self._received: deque[Delivery] = deque()
-        self._received_bytes = 0
-        self._connected = self._subscribing = self._subscribed = False
-        self._answered: set[int] = set()
-        self._refused: str | None = None
-        self._closed: int | None = None
+        self._inbox = Inbox(self._filters)
+        self._subscribes = False
         self._sent_s = self._answer_by_s = 0.0
-        self.generation = 0
-        self.session_present = False
-        self.unacknowledged = 0
-        self.broker_dropped: int | None = None
+
+    @property
+    def generation(self) -> int:
+        """Number of the current connection, counted from 1."""
+        return self._inbox.generation
+
+    @property
+    def session_present(self) -> bool:
+        """True when the broker had the session as this connection was made."""
+        return self._inbox.session_present
 
     @property
     def subscribed(self) -> bool:
         """True from SUBACK until the connection is lost."""
-        return self._subscribed
+        return self._inbox.subscribed
+
+    @property
+    def unacknowledged(self) -> int:
+        """QoS 1 messages of this connection without a PUBACK."""
+        return self._inbox.unacknowledged
+
+    @property
+    def broker_dropped(self) -> int | None:
+        """Messages the broker dropped since it started, for whomever; None until it said so."""
+        return self._inbox.broker_dropped
 
     def connect(
         self, timeout_s: float = ANSWER_S, *, subscribe: bool = True, max_messages: int = READS_PER_PUMP, max_bytes: int = 2**31
@@ -124,12 +109,9 @@ class MqttSession:
             ConfigurationError: the password file cannot be read.
         """
         self.close()
-        self.generation += 1
-        self.unacknowledged = 0
-        self._connected = self._subscribing = False
-        self._refused, self._closed = None, None
-        self._answered.clear()
-        client = self._client = self._new_client(subscribe)
+        self._inbox.begin()
+        self._subscribes = subscribe
+        client = self._client = self._new_client()
         properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]  # paho leaves its constructor untyped
         properties.SessionExpiryInterval = self._settings.session_expiry_s
         properties.ReceiveMaximum = self._settings.window
@@ -145,12 +127,12 @@ class MqttSession:
         self._sent_s = time.monotonic()
         self._answer_by_s = self._sent_s + timeout_s
         try:
-            self._await_answer(subscribe, max_messages, max_bytes)
+            self._await_answer(max_messages, max_bytes)
         except BaseException:
             self.close()
             raise
 
-    def _new_client(self, subscribe: bool) -> paho.Client:
+    def _new_client(self) -> paho.Client:
         client = paho.Client(
             CallbackAPIVersion.VERSION2,
             client_id=self._client_id,
@@ -159,20 +141,27 @@ class MqttSession:
             reconnect_on_failure=False,
         )
         client.username_pw_set(self._settings.username, read_secret(self._settings.password_file, "mqtt.password_file"))
-        client.on_connect = self._on_connect_subscribe if subscribe else self._on_connect
-        client.on_subscribe = self._on_subscribe
-        client.on_unsubscribe = self._on_unsubscribe
-        client.on_message = self._on_message
-        client.on_disconnect = self._on_disconnect
+        inbox = self._inbox
+        client.on_connect, client.on_disconnect = self._on_connect, inbox.on_disconnect
+        client.on_subscribe, client.on_unsubscribe = inbox.on_subscribe, inbox.on_unsubscribe
+        client.on_message = inbox.on_message
         return client
 
-    def _await_answer(self, subscribe: bool, max_messages: int, max_bytes: int) -> None:
+    def _on_connect(self, client: paho.Client, userdata: Any, flags: Any, reason: Any, properties: Any) -> None:
+        self._inbox.on_connect(client, userdata, flags, reason, properties)
+        if self._subscribes and self._inbox.connected:
+            # Always subscribe: Mosquitto may say session_present although it forgot the shared subscriptions.
+            wanted = [(name, SubscribeOptions(qos=1)) for name in self._filters]
+            client.subscribe([*wanted, (DROPPED_TOPIC, SubscribeOptions(qos=0))])
+
+    def _await_answer(self, max_messages: int, max_bytes: int) -> None:
         """Turn the socket until the session, or its subscription, is granted, or there is no room for what comes before that."""
-        while not (self._subscribed if subscribe else self._connected):
-            if self._connected and (len(self._received) >= max_messages or self._received_bytes >= max_bytes):
+        inbox = self._inbox
+        while not (inbox.subscribed if self._subscribes else inbox.connected):
+            if inbox.connected and not inbox.has_room(max_messages, max_bytes):
                 return
             # Nothing but CONNACK can be the first packet: to read it takes no room.
-            self._turn_socket(0.05, *((max_messages, max_bytes) if self._connected else (len(self._received) + 1, 2**31)))
+            self._turn_socket(0.05, *((max_messages, max_bytes) if inbox.connected else (len(inbox) + 1, 2**31)))
             if time.monotonic() > self._answer_by_s:
                 raise BrokerUnavailable(f"mqtt slot {self._client_id}: no CONNACK and SUBACK in time; will try again")
 
@@ -192,23 +181,20 @@ class MqttSession:
         try:
             self._turn_socket(timeout_s, max_messages, max_bytes)
         except (BrokerUnavailable, SessionTakenOver):
-            if not self._received:
+            if not self._inbox:
                 raise
-        received = list(self._received)
-        self._received.clear()
-        self._received_bytes = 0
-        return received
+        return self._inbox.take()
 
     def _turn_socket(self, timeout_s: float, max_messages: int, max_bytes: int) -> None:
-        """Move bytes in both directions; what arrives waits in _received (a session delivers before SUBACK, too)."""
+        """Move bytes in both directions; what arrives waits in the inbox (a session delivers before SUBACK, too)."""
         client = self._client
         sock = client.socket() if client else None
         if client is None or sock is None:
             self._raise_closed()
         if client.want_write():
             client.loop_write()
-        reads, readable = 0, True
-        while reads < READS_PER_PUMP and len(self._received) < max_messages and self._received_bytes < max_bytes:
+        inbox, reads, readable = self._inbox, 0, True
+        while reads < READS_PER_PUMP and inbox.has_room(max_messages, max_bytes):
             readable = client.socket() is not None and bool(select.select([sock], [], [], 0.0 if reads else timeout_s)[0])
             if not readable:
                 break
@@ -216,11 +202,11 @@ class MqttSession:
             reads += 1
         if not readable:
             client.loop_misc()  # nothing unread: a PINGRESP that is missing now is missing
-            if self._subscribing and time.monotonic() > self._answer_by_s:
-                self._refused = "no SUBACK in time"
+            if self._subscribes and not inbox.subscribed and inbox.refused is None and time.monotonic() > self._answer_by_s:
+                inbox.refused = "no SUBACK in time"
         elif time.monotonic() - self._sent_s >= self._settings.keepalive_s / 2:
             self.ask_nothing()
-        if self._refused is not None:
+        if inbox.refused is not None:
             self.close()
         if client.socket() is None:
             self._raise_closed()
@@ -234,7 +220,7 @@ class MqttSession:
         for delivery in mine:
             client.ack(delivery.mid, delivery.qos)
         if mine:
-            self.unacknowledged -= len(mine)
+            self._inbox.unacknowledged -= len(mine)
             self._sent_s = time.monotonic()
         if client.want_write() and client.socket() is not None:
             client.loop_write()
@@ -258,7 +244,7 @@ class MqttSession:
 
     def answered(self, request: int) -> bool:
         """True when the broker has answered that request of this connection."""
-        return request in self._answered
+        return request in self._inbox.answered
 
     def end(self, timeout_s: float = 10.0) -> None:
         """Disconnect and have the broker forget the session, subscriptions and queue.
@@ -282,7 +268,7 @@ class MqttSession:
 
     def _say_goodbye(self, properties: Properties | None, timeout_s: float) -> None:
         """Send DISCONNECT and read until the broker closes: closing on unread messages would reset what it has not read, PUBACKs too."""
-        client, self._client, self._subscribed = self._client, None, False
+        client, self._client, self._inbox.subscribed = self._client, None, False
         sock = client.socket() if client else None
         if client is None or not isinstance(sock, socket.socket):
             return
@@ -302,50 +288,14 @@ class MqttSession:
                 raise BrokerUnavailable(f"mqtt slot {self._client_id}: the broker did not confirm the end: {error}") from error
 
     def _raise_closed(self) -> NoReturn:
-        self._subscribed = False
-        if self._refused is not None:
+        inbox, who = self._inbox, f"mqtt slot {self._client_id}"
+        inbox.subscribed = False
+        if inbox.refused is not None:
             # A refusal closes the socket too; what a person needs to read is the broker's reason.
-            raise BrokerUnavailable(f"mqtt slot {self._client_id}: {self._refused}; will try again")
-        if self._closed == SESSION_TAKEN_OVER:
-            raise SessionTakenOver(f"mqtt slot {self._client_id}: another client uses this client id; this actor ends")
-        raise BrokerUnavailable(f"mqtt slot {self._client_id}: connection lost (reason {self._closed}); will try again")
+            raise BrokerUnavailable(f"{who}: {inbox.refused}; will try again")
+        if inbox.closed == SESSION_TAKEN_OVER:
+            raise SessionTakenOver(f"{who}: another client uses this client id; this actor ends")
+        raise BrokerUnavailable(f"{who}: connection lost (reason {inbox.closed}); will try again")
 
-    def _on_connect(self, _client: paho.Client, _userdata: Any, flags: Any, reason: Any, _properties: Any) -> None:
-        if reason.is_failure:
-            self._refused = f"broker refused the connection: {reason}"
-            return
-        self._connected, self.session_present = True, bool(flags.session_present)
 
-    def _on_connect_subscribe(self, client: paho.Client, userdata: Any, flags: Any, reason: Any, properties: Any) -> None:
-        self._on_connect(client, userdata, flags, reason, properties)
-        if self._connected:
-            # Always subscribe: Mosquitto may say session_present although it forgot the shared subscriptions.
-            wanted = [(name, SubscribeOptions(qos=1)) for name in self._filters]
-            client.subscribe([*wanted, (DROPPED_TOPIC, SubscribeOptions(qos=0))])
-            self._subscribing = True
-
-    def _on_subscribe(self, _client: paho.Client, _userdata: Any, _mid: int, reasons: Any, _properties: Any) -> None:
-        # Only the messages' own filters matter: a broker without $SYS, or that keeps it to itself, serves as well.
-        self._subscribing = False
-        refused = [str(reason) for reason in reasons[: len(self._filters)] if reason.is_failure]
-        if refused:
-            self._refused = f"broker refused the subscription to {self._filters}: {refused}"
-        else:
-            self._subscribed = True
-
-    def _on_unsubscribe(self, _client: paho.Client, _userdata: Any, mid: int, _reasons: Any, _properties: Any) -> None:
-        self._answered.add(mid)
-
-    def _on_message(self, _client: paho.Client, _userdata: Any, message: paho.MQTTMessage) -> None:
-        if message.topic.startswith("$SYS/"):
-            if message.topic == DROPPED_TOPIC and message.payload.isdigit():
-                self.broker_dropped = int(message.payload)
-            return
-        payload = bytes(message.payload)
-        self._received.append(Delivery(message.topic, payload, message.mid, message.qos, self.generation))
-        self._received_bytes += len(payload)
-        self.unacknowledged += message.qos > 0
-
-    def _on_disconnect(self, _client: paho.Client, _userdata: Any, _flags: Any, reason: Any, _properties: Any) -> None:
-        self._subscribed = False
-        self._closed = reason.value if reason is not None else None
+__all__ = ["DROPPED_TOPIC", "READS_PER_PUMP", "Delivery", "MqttSession", "acknowledgeable"]

@@ -480,11 +480,11 @@ def test_a_ray_node_beside_the_head_dies_alone_and_comes_again(tmp_path: Path) -
         kill_component(running.state, "ray_workers", signal.SIGKILL, "ray-worker-1")
 
         # Gone, reaped by the keeper, and not just zombies.
-        assert eventually(lambda: not any(one.is_running() for one in first))
+        assert eventually(lambda: not any(one.is_running() for one in first), 60.0)
         assert running.state.ray.state == "ready"
         assert all(one.is_running() for one in head if one.name() in ("raylet", "gcs_server"))
 
         start_component(running.state, "ray_workers")
 
         assert [one.name() for one in node()].count("raylet") == 1
-        assert eventually(lambda: living_nodes(running.state.ray.dashboard_url, token) == 2)
+        assert eventually(lambda: living_nodes(running.state.ray.dashboard_url, token) == 2, 60.0)

@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+SUMMARY = re.compile(r"\d+ (passed|failed|errors?)\b.* in [\d.]+s")
+"""pytest's last line; clients of servers that were killed print `… 127.0.0.1:13573 failed: …`."""
 PYTEST = [sys.executable, "-m", "pytest", "-q"]
 SLOW_FIRST = (
     "test_stack_lifecycle", "test_bench_session", "test_database_faults", "test_kafka_faults", "test_ingest_outage", "test_detector_state",
@@ -46,10 +48,10 @@ class Step:
         assert process.stdout is not None
         for line in process.stdout:
             print(f"{prefix}{line}", end="", flush=True)
-            last = line if re.search(r"\d+ (passed|failed|error)", line) else last
+            last = line if SUMMARY.search(line) else last
         self.ok = process.wait() == 0
         self.seconds = round(time.monotonic() - started, 1)
-        self.counts = {word: int(number) for number, word in re.findall(r"(\d+) (passed|failed|errors?|skipped)", last)}
+        self.counts = {word: int(number) for number, word in re.findall(r"(\d+) (passed|failed|errors?|skipped)\b", last)}
 
 
 def halves(folder: Path) -> list[list[str]]:

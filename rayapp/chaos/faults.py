@@ -37,7 +37,7 @@ from rayapp.stack.operate import ask_components
 SERVER_ENDS_S = 40.0
 SERVER_RISES_S = 60.0
 DRIVER_RISES_S = 60.0
-WORK_DEADLINE_S = 30.0
+WORK_DEADLINE_S = 90.0
 LOOK_EVERY_S = 0.1
 DELAY_S = (0.05, 0.3)
 SERVERS = ("postgres", "kafka", "registry", "mqtt", "ray_workers")

@@ -81,7 +81,7 @@ def _zombie_writer(session: PipelineSession, _run: Simulation) -> None:
     killed = session.kill_actor("consume/0")
     session.wait_replaced("consume/0", killed)
     _until(lambda: _claims_of(session)[0].epoch > old.epoch, lambda: "a higher epoch")
-    zombie = Write("zombie", settings)
+    zombie = Write("zombie", settings.model_copy(update={"latency_dir": None}))
     for claim in _claims_of(session):
         stale = replace(claim, epoch=claim.epoch - 1, owner=old.owner)
         with contextlib.suppress(StaleClaim):
@@ -91,6 +91,8 @@ def _zombie_writer(session: PipelineSession, _run: Simulation) -> None:
                 batch = Batch(stale, READING_SCHEMA.empty_table(), before, before + ZOMBIE_RECORDS, ZOMBIE_RECORDS, reasons)
                 if zombie.write(batch).outcome is Outcome.STORED:
                     break
+    zombie.drain()
+    zombie.run()
 
 
 def _claims_of(session: PipelineSession) -> list[PartitionClaim]:

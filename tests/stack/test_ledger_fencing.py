@@ -363,6 +363,26 @@ def test_commit_still_on_its_way_cannot_overtake_the_batch_sent_again(
     assert after == len(one.stored("id"))
 
 
+def test_error_nobody_expected_leaves_nothing_for_the_next_commit(
+    one: Partition, write: Callable[..., Write], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bug between COPY and COMMIT leaves a transaction with rows open; the next batch's COMMIT must not carry them in."""
+    writer = write()
+    writer.write(one.batch([one.row(0)], 0, 1))
+    ledger = writer._writers[(one.claim.topic, one.number)][1].ledger
+
+    def breaks(*_: Any) -> None:
+        raise ZeroDivisionError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ledger, "advance", breaks)
+        with pytest.raises(ZeroDivisionError):
+            writer.write(one.batch([one.row(1)], 1, 2))
+    assert 1 == writer.counters["batches_failed_total"]
+    assert Outcome.STORED is writer.write(one.batch([], 1, 2, dead=1)).outcome
+    assert 1 == len(one.stored("id"))
+
+
 def test_registering_again_does_not_end_oneself(one: Partition) -> None:
     """The same connection under the same claim goes on."""
     one.writer.ledger.register(one.claim)

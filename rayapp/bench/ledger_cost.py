@@ -4,9 +4,9 @@ The same batches are written by the same code into the same table with the same
 indexes, with the ledger and without: without, nothing is asked before the COPY
 and nothing updated after it, and the transaction commits all the same. The two take
 turns batch by batch, and in going first, so that whatever else the machine does
-happens to both. Counted is the client's CPU within write() and that of each
-one's own backend; what the server's other processes do (WAL, checkpoints) is
-shared and left out of both.
+happens to both, over one connection, so that no backend is luckier than the
+other. Counted is the client's CPU within write() and the backend's; what the
+server's other processes do (WAL, checkpoints) is shared and left out.
 
 One round gives one ratio, from an empty table on; the figure is their median.
 When the rounds disagree too much to say, the run is invalid, not good.
@@ -175,7 +175,7 @@ def run(console: Console, folder: Path, batches: int, sizes: Sequence[int], roun
 
 @dataclass
 class _Side:
-    """One of the two writers, and what it has used."""
+    """With or without the ledger: a partition, and what its batches have used."""
 
     claim: PartitionClaim
     writer: PartitionWriter
@@ -196,7 +196,7 @@ class _Side:
 
 
 class _Plant:
-    """A migrated database, one writer with the ledger and one without."""
+    """A migrated database and one connection that writes with the ledger and without."""
 
     def __init__(self, state: StackState) -> None:
         there = state.postgres
@@ -212,18 +212,9 @@ class _Plant:
         claims = Claims(driver, TOPIC, TOPIC)
         claims.become_driver()
         self._store = BatchStore(self._settings.place)
-        self._with, self._without = (self._side(claims, partition, kind) for partition, kind in enumerate((Ledger, NoLedger)))
+        connection = connect(self._settings.database, "writer", application=TOPIC)
+        self._with, self._without = (_side(claims, connection, partition, kind) for partition, kind in enumerate((Ledger, NoLedger)))
         driver.close()
-
-    def _side(self, claims: Claims, partition: int, kind: type[Ledger]) -> _Side:
-        held = claims.claim_partition(TOPIC, TopicIdentity(TOPIC, TOPIC, 2), partition, 0, TOPIC)
-        claim = PartitionClaim(TOPIC, partition, held.epoch, TOPIC, 0, 0)
-        connection = connect(self._settings.database, "writer", application=f"{TOPIC} {kind.__name__}")
-        ledger = kind(connection, TOPIC)
-        ledger.register(claim)
-        ((backend,),) = connection.execute("SELECT pg_backend_pid()")
-        connection.commit()
-        return _Side(claim, PartitionWriter(connection, ledger), int(backend), held.next_offset)
 
     def round(self, batches: int, size: int) -> Round:
         """Write so many batches with and without the ledger, in turns, into an empty table."""
@@ -242,9 +233,18 @@ class _Plant:
 
     def close(self) -> None:
         """Close all connections."""
-        for side in (self._with, self._without):
-            side.writer.connection.close()
+        self._with.writer.connection.close()
         self._owner.close()
+
+
+def _side(claims: Claims, connection: Connection, partition: int, kind: type[Ledger]) -> _Side:
+    held = claims.claim_partition(TOPIC, TopicIdentity(TOPIC, TOPIC, 2), partition, 0, TOPIC)
+    claim = PartitionClaim(TOPIC, partition, held.epoch, TOPIC, 0, 0)
+    ledger = kind(connection, TOPIC)
+    # Registered nowhere: the second claim would end the first one's backend, which is the same.
+    ((backend,),) = connection.execute("SELECT pg_backend_pid()")
+    connection.commit()
+    return _Side(claim, PartitionWriter(connection, ledger), int(backend), held.next_offset)
 
 
 def _cpu_s(pid: int) -> float:

@@ -47,8 +47,6 @@ from rayapp.stack.state import StackState, load_state, write_state
 
 TURN_S = 0.1
 ORPHAN_DEADLINE_S = 5.0
-SWEEP_S = 15.0
-"""After a death orphans are looked for this long: grandchildren fall to us one generation after the other."""
 GATEWAY_DEADLINE_S = 10.0
 PR_SET_CHILD_SUBREAPER = 36
 KINDS: Mapping[str, type] = {
@@ -101,14 +99,12 @@ class Keeper:
         control = ControlServer(self._layout.control_socket, self.handle)
         self._write_state()
         workers = [threading.Thread(target=self._bring_up, args=(one,), name=one.name, daemon=True) for one in self._running.values()]
-        announced, sweep_until_s = False, 0.0
+        announced = False
         for worker in workers if not self._error else ():
             worker.start()
         while not self._stop.is_set():
             self._spawner.serve(TURN_S)
             if [one.name for one in self._running.values() if one.observe()]:
-                sweep_until_s = time.monotonic() + SWEEP_S
-            if time.monotonic() < sweep_until_s:
                 self._end_orphans()
             if not announced and not any(worker.is_alive() for worker in workers):
                 announced = True

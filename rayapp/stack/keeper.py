@@ -221,7 +221,7 @@ class Keeper:
         Main thread only: between a fork and its entry among the known ones nobody may look.
         """
         known = self._spawner.pids if spare_known else set()
-        orphans = [child for child in self._me.children() if child.pid not in known]
+        orphans = [child for child in self._me.children() if child.pid not in known and not _is_question(child)]
         tree = [each for orphan in orphans for each in (orphan, *_children(orphan))]
         kill_all(tree)
         wait_gone(tree, ORPHAN_DEADLINE_S)
@@ -261,6 +261,14 @@ class Keeper:
                     components={name: one.state() for name, one in self._running.items()},
                 ),
             )
+
+
+def _is_question(child: psutil.Process) -> bool:
+    """Say whether a child is psql, with which a component's own thread asks its server and waits for it."""
+    try:
+        return child.name() == "psql"
+    except psutil.NoSuchProcess:
+        return True
 
 
 def _children(process: psutil.Process) -> list[psutil.Process]:

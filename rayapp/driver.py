@@ -22,7 +22,7 @@ from actors.adapters.registry import Registry
 from rayapp import runtime as ray_runtime
 from rayapp.claims import Claims
 from rayapp.config import Settings
-from rayapp.errors import ConfigurationError, DatabaseUnavailable, StaleDriver
+from rayapp.errors import ConfigurationError, DatabaseUnavailable, StaleDriver, StatementRefused
 from rayapp.files import reading_schema
 from rayapp.ledger_watch import LedgerWatch
 from rayapp.log import Events
@@ -132,6 +132,6 @@ def _make_days_hourly(settings: Settings, stop: threading.Event) -> None:
         try:
             make_days(settings)
             wait_s = 3600.0
-        except DatabaseUnavailable as error:
+        except (DatabaseUnavailable, StatementRefused) as error:
             _events.warning("day_partitions_wait", error=str(error))
             wait_s = 60.0

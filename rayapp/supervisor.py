@@ -22,7 +22,7 @@ from actors.adapters.kafka import Topics
 from actors.base import ActorState, Status
 from rayapp.claims import Claims
 from rayapp.config import Settings
-from rayapp.errors import DependencyUnavailable, StaleDriver
+from rayapp.errors import DependencyUnavailable, StaleDriver, StatementRefused
 from rayapp.ledger_watch import LedgerWatch
 from rayapp.log import Events
 from rayapp.metrics import FleetMetrics
@@ -145,7 +145,7 @@ class Supervisor:
             slot = self._slots[slot.key] = replace(slot, incarnation=slot.incarnation + 1, progress=-1, progress_s=now)
             try:
                 slot = self._starts.start(slot, self._name_of)
-            except DependencyUnavailable as error:
+            except (DependencyUnavailable, StatementRefused) as error:
                 _events.warning("start_waits", slot=str(slot.key), error=str(error))
                 self._slots[slot.key] = slot_plan.ended(
                     slot, f"waits: {error}", now, stopping=False, backoff_s=fleet.backoff_s, backoff_max_s=fleet.backoff_max_s
@@ -170,7 +170,7 @@ class Supervisor:
         if slot.retire and drained and end.reason == RETIRED:
             try:
                 self._claims().delete_slot(slot.key.role, slot.key.index, end.name)
-            except DependencyUnavailable as error:
+            except (DependencyUnavailable, StatementRefused) as error:
                 # Retiring again is harmless, and ends with another try.
                 _events.warning("slot_stays", slot=str(slot.key), error=str(error))
                 drained = False
@@ -226,6 +226,6 @@ class Supervisor:
         status = fleet_status(current, self._statuses, halted, ledger, now_s=now, stopping=stopping)
         try:
             self._claims().beat(json.dumps(status))
-        except DependencyUnavailable as error:
+        except (DependencyUnavailable, StatementRefused) as error:
             # An unreachable database makes no driver stale: everything goes on and waits with us.
             _events.warning("heartbeat_waits", error=str(error))

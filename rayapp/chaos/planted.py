@@ -5,7 +5,7 @@ is active while a file of its name lies there, so one pipeline can run each
 script with and without it. Production code knows nothing of this module: bugs
 are patches of its classes. Each widens the moment in which it does harm, so
 that a script needs seconds and not luck. The fifth, `no_dedupe`, is the table
-without its unique key and needs no patch.
+without its unique key.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from rayapp.log import Events
 
 BUGS = ("ack_before_produce", "offset_before_rows", "no_epoch_test", "dead_letter_after_ledger", "no_dedupe")
 ROWS_LATER_S = 0.4
+ACKS_LATER_S = 0.6
 LETTERS_LATER_S = 4.0
 
 _events = Events(__name__)
@@ -27,6 +28,7 @@ def plant(folder: str) -> None:
     """Patch the classes of this process; harmless until a file in `folder` names a bug."""
     flags = Path(folder)
     _acknowledge_early(flags)
+    _acknowledge_late(flags)
     _move_offset_first(flags)
     _forget_epochs(flags)
     _send_letters_late(flags)
@@ -43,6 +45,22 @@ def _acknowledge_early(flags: Path) -> None:
 
     complete: Any = Flush.complete
     Flush.complete = property(lambda self: _active(flags, "ack_before_produce") or complete.fget(self))  # type: ignore[method-assign,assignment]
+
+
+def _acknowledge_late(flags: Path) -> None:
+    """Without the unique key: hold PUBACKs back a little, so that a killed ingest leaves messages that Kafka has already."""
+    from actors.ingest.ack_window import AckWindow
+
+    due = AckWindow.due
+    released = [0.0]
+
+    def due_late(self: Any) -> Any:
+        if _active(flags, "no_dedupe") and time.monotonic() - released[0] < ACKS_LATER_S:
+            return []
+        released[0] = time.monotonic()
+        return due(self)
+
+    AckWindow.due = due_late  # type: ignore[method-assign]
 
 
 def _move_offset_first(flags: Path) -> None:

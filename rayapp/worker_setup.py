@@ -2,8 +2,9 @@
 
 Ray calls set_up() in each process of the job (worker_process_setup_hook). The
 imports are the greater part of an actor's start; a process that waits as a
-spare has them behind it, any other loads only its own role's. A test may name a planted bug in the environment, to
-prove that the chaos suite finds it; nothing else ever loads that module.
+spare has them behind it, any other loads only its own role's. `rayapp chaos
+prove` names a folder of planted bugs in the environment, to show that the judge
+finds them; nothing else ever loads that module.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ import time
 
 from rayapp.log import log_to_stderr
 
-PLANTED_BUG_VARIABLE = "RUUVI_PLANTED_BUG"
-VARIABLE = "RUUVI_SPARE"
+PLANTED_BUGS_VARIABLE = "RUUVI_PLANTED_BUGS"
+SPARE_VARIABLE = "RUUVI_SPARE"
 """Set in a process that waits as a spare (rayapp.runtime.spares)."""
 LOADED = (
     "numpy", "pyarrow", "pyarrow.compute", "pydantic", "fastavro", "pyruhvro", "confluent_kafka", "psycopg2", "pgpq",
@@ -26,7 +27,7 @@ LOADED = (
 def set_up() -> None:
     """Prepare this process."""
     log_to_stderr()
-    if VARIABLE in os.environ:
+    if SPARE_VARIABLE in os.environ:
         # A spare has time; those who work on the same cores have not. Only root may become quick again.
         may_step_back = os.geteuid() == 0
         before = os.getpriority(os.PRIO_PROCESS, 0)
@@ -42,7 +43,7 @@ def set_up() -> None:
 
 
 def plant_if_named() -> None:
-    """Plant the bug that the environment names, if it names one."""
-    name = os.environ.get(PLANTED_BUG_VARIABLE)
-    if name:
-        importlib.import_module("rayapp.chaos.planted").plant(name)
+    """Plant the bugs of the folder that the environment names, if it names one."""
+    folder = os.environ.get(PLANTED_BUGS_VARIABLE)
+    if folder:
+        importlib.import_module("rayapp.chaos.planted").plant(folder)

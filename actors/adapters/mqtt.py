@@ -257,7 +257,7 @@ class MqttSession:
         """
         if self._client is None or self._client.socket() is None:
             self._raise_closed()
-        properties = Properties(PacketTypes.DISCONNECT)  # type: ignore[no-untyped-call]
+        properties = Properties(PacketTypes.DISCONNECT)  # type: ignore[no-untyped-call]  # as for CONNECT
         properties.SessionExpiryInterval = 0
         self._say_goodbye(properties, timeout_s)
 

@@ -1,6 +1,6 @@
 """Five bugs of the kind that lose or double data, planted into worker processes to prove that the judge finds them.
 
-Loaded only where RUUVI_PLANTED_BUG names a folder (rayapp.worker_setup); a bug
+Loaded only where RUUVI_PLANTED_BUGS names a folder (rayapp.worker_setup); a bug
 is active while a file of its name lies there, so one pipeline can run each
 script with and without it. Production code knows nothing of this module: bugs
 are patches of its classes. Each widens the moment in which it does harm, so

@@ -22,7 +22,7 @@ from rayapp.chaos.planted import BUGS, plant
 from rayapp.chaos.scripts import SCRIPTS, NotProven, Script
 from rayapp.errors import DependencyUnavailable
 from rayapp.stack import StackOptions
-from rayapp.worker_setup import PLANTED_BUG_VARIABLE
+from rayapp.worker_setup import PLANTED_BUGS_VARIABLE
 
 RATE = 500.0
 TRAFFIC_S = 120.0
@@ -67,7 +67,7 @@ def run_prove(folder: Path, console: Console, bugs: Sequence[str] = BUGS) -> tup
         alone=False,
         options=StackOptions(),
         overrides={"fleet": {"detect": 1, "write": 1}},
-        job_environment={PLANTED_BUG_VARIABLE: str(flags)},
+        job_environment={PLANTED_BUGS_VARIABLE: str(flags)},
     )
     with session:
         bring_up(session, console)

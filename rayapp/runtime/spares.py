@@ -21,7 +21,7 @@ from typing import Any
 
 import ray
 
-from rayapp.worker_setup import VARIABLE
+from rayapp.worker_setup import SPARE_VARIABLE
 
 CANCEL_AFTER_S = 0.4
 """Long enough for Ray to have started the process, short enough for it not to be up."""
@@ -66,4 +66,4 @@ class Spares:
 
 
 def _named(number: int) -> dict[str, Any]:
-    return {"env_vars": {VARIABLE: str(number)}}
+    return {"env_vars": {SPARE_VARIABLE: str(number)}}

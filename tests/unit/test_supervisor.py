@@ -18,7 +18,7 @@ from rayapp import supervisor as module
 from rayapp.books import Ledger
 from rayapp.claims import Claimed, ClaimedSet
 from rayapp.config import FleetSettings, KafkaSettings, Settings
-from rayapp.errors import DatabaseUnavailable, StaleDriver
+from rayapp.errors import DatabaseUnavailable, StaleDriver, StatementRefused
 from rayapp.runtime import Ended
 from rayapp.starts import Wire
 from rayapp.supervisor import Supervisor
@@ -287,3 +287,21 @@ def test_spares_are_kept_once_everything_runs(world: Callable[..., World]) -> No
     made = world()
     made.until(lambda: made.runtime.spares > 2)
     assert "running" == made.claims.beats[-1]["state"] or "stopping" == made.claims.beats[-1]["state"]
+
+
+def test_a_statement_that_is_refused_makes_the_driver_wait_and_try_again(
+    world: Callable[..., World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A right that is missing or a table that is gone is said and tried again; it does not end a driver whose actors work."""
+    made = world()
+    honest, refusals = made.claims.claim_partitions, deque([StatementRefused("permission denied", sqlstate="42501")])
+
+    def refuse_once(*arguments: Any) -> ClaimedSet:
+        if refusals:
+            raise refusals.popleft()
+        return honest(*arguments)
+
+    monkeypatch.setattr(made.claims, "claim_partitions", refuse_once)
+    made.until(lambda: "consume/0#2.run" in made.runtime.alive)
+
+    assert [[0, 1]] == made.claims.claimed

@@ -47,6 +47,8 @@ from rayapp.stack.state import StackState, load_state, write_state
 
 TURN_S = 0.1
 ORPHAN_DEADLINE_S = 5.0
+SWEEP_S = 15.0
+"""After a death orphans are looked for this long: grandchildren fall to us one generation after the other."""
 GATEWAY_DEADLINE_S = 10.0
 PR_SET_CHILD_SUBREAPER = 36
 KINDS: Mapping[str, type] = {
@@ -99,12 +101,14 @@ class Keeper:
         control = ControlServer(self._layout.control_socket, self.handle)
         self._write_state()
         workers = [threading.Thread(target=self._bring_up, args=(one,), name=one.name, daemon=True) for one in self._running.values()]
-        announced = False
+        announced, sweep_until_s = False, 0.0
         for worker in workers if not self._error else ():
             worker.start()
         while not self._stop.is_set():
             self._spawner.serve(TURN_S)
             if [one.name for one in self._running.values() if one.observe()]:
+                sweep_until_s = time.monotonic() + SWEEP_S
+            if time.monotonic() < sweep_until_s:
                 self._end_orphans()
             if not announced and not any(worker.is_alive() for worker in workers):
                 announced = True
@@ -221,7 +225,7 @@ class Keeper:
         Main thread only: between a fork and its entry among the known ones nobody may look.
         """
         known = self._spawner.pids if spare_known else set()
-        orphans = [child for child in self._me.children() if child.pid not in known and not _is_question(child)]
+        orphans = [child for child in self._me.children() if child.pid not in known and not _is_our_own(child.pid)]
         tree = [each for orphan in orphans for each in (orphan, *_children(orphan))]
         kill_all(tree)
         wait_gone(tree, ORPHAN_DEADLINE_S)
@@ -263,11 +267,11 @@ class Keeper:
             )
 
 
-def _is_question(child: psutil.Process) -> bool:
-    """Say whether a child is psql, with which a component's own thread asks its server and waits for it."""
+def _is_our_own(pid: int) -> bool:
+    """Say whether a child shares our session, as a psql does with which a component's thread asks its server; each server has its own."""
     try:
-        return child.name() == "psql"
-    except psutil.NoSuchProcess:
+        return os.getsid(pid) == os.getsid(0)
+    except ProcessLookupError:
         return True
 
 

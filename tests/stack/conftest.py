@@ -12,13 +12,16 @@ import secrets
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from builders import eventually
+from gate import Gate
 from partition import Partition
 
 from actors.adapters.kafka import Topics
 from actors.adapters.postgres import Connection, connect
+from actors.write.actor import Write
 from rayapp.claims import Claims
 from rayapp.config import Settings
 from rayapp.errors import KafkaUnavailable
@@ -120,3 +123,25 @@ def make(settings: Settings, claims: Claims, owner: Connection, connections: lis
 def one(make: Callable[[], Partition]) -> Partition:
     """A fresh partition."""
     return make()
+
+
+@pytest.fixture
+def write(settings: Settings) -> Iterator[Callable[..., Write]]:
+    """A function that makes a write actor; database settings may differ, e.g. `port=gate.port`."""
+    made: list[Write] = []
+
+    def actor(**database: Any) -> Write:
+        made.append(Write(f"write/0#{len(made)}", settings.model_copy(update={"database": settings.database.model_copy(update=database)})))
+        return made[-1]
+
+    yield actor
+    for each in made:
+        for _, writer in each._writers.values():
+            writer.connection.close()
+
+
+@pytest.fixture
+def gate(settings: Settings) -> Iterator[Gate]:
+    """A proxy before the database."""
+    with Gate(settings.database.port) as made:
+        yield made

@@ -15,7 +15,8 @@ import subprocess
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -273,3 +274,20 @@ class IngestWorld:
                 running.wait()
         self.broker.close()
         self.database.close()
+
+
+@contextmanager
+def ingest_worlds(stack: StackState, folder: Path) -> Iterator[Callable[..., IngestWorld]]:
+    """Yield a function that makes worlds from MQTT settings (a dictionary) and broker options; everything in them ends with the block."""
+    subprocess.run(["make", "-s", "-C", str(SIM)], check=True, timeout=120)
+    made: list[IngestWorld] = []
+
+    def make(mqtt: dict[str, Any] | None = None, **broker: Any) -> IngestWorld:
+        made.append(IngestWorld(stack, folder, mqtt or {}, broker))
+        return made[-1]
+
+    try:
+        yield make
+    finally:
+        for each in made:
+            each.close()

@@ -93,27 +93,6 @@ def admin(server: StackState) -> Iterator[Callable[[str], None]]:
     raw.close()
 
 
-@pytest.fixture
-def write(settings: Settings) -> Iterator[Callable[..., Write]]:
-    """A function that makes a write actor."""
-    made: list[Write] = []
-
-    def actor(**database: Any) -> Write:
-        made.append(Write(f"write/0#{len(made)}", settings.model_copy(update={"database": settings.database.model_copy(update=database)})))
-        return made[-1]
-
-    yield actor
-    for each in made:
-        for _, writer in each._writers.values():
-            writer.connection.close()
-
-
-@pytest.fixture
-def gate(settings: Settings) -> Iterator[Gate]:
-    with Gate(settings.database.port) as made:
-        yield made
-
-
 class Mover(threading.Thread):
     """What consume does with a partition: submit the next batch, and after a failure read the ledger and go on from there."""
 

@@ -12,10 +12,9 @@ import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from ingest_world import SIM, IngestWorld, Running, Simulation, until
+from ingest_world import SIM, IngestWorld, Running, Simulation, ingest_worlds, until
 
 from rayapp.stack import StackState
 
@@ -30,16 +29,8 @@ Make = Callable[..., IngestWorld]
 @pytest.fixture
 def make(migrated: StackState, tmp_path: Path) -> Iterator[Make]:
     """Makes worlds; everything in them ends with the test."""
-    subprocess.run(["make", "-s", "-C", str(SIM)], check=True, timeout=120)
-    made: list[IngestWorld] = []
-
-    def one(**mqtt: Any) -> IngestWorld:
-        made.append(IngestWorld(migrated, tmp_path, {"receive_maximum": WINDOW, **mqtt}, {}))
-        return made[-1]
-
-    yield one
-    for each in made:
-        each.close()
+    with ingest_worlds(migrated, tmp_path) as worlds:
+        yield lambda **mqtt: worlds({"receive_maximum": WINDOW, **mqtt})
 
 
 def restart(world: IngestWorld, how: str, replay: str) -> tuple[Running, Simulation]:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from ingest_world import SIM, IngestWorld, until
+from ingest_world import IngestWorld, ingest_worlds, until
 
 from rayapp.stack import StackState
 
@@ -20,16 +18,8 @@ Make = Callable[..., IngestWorld]
 @pytest.fixture
 def make(migrated: StackState, tmp_path: Path) -> Iterator[Make]:
     """Makes worlds; everything in them ends with the test."""
-    subprocess.run(["make", "-s", "-C", str(SIM)], check=True, timeout=120)
-    made: list[IngestWorld] = []
-
-    def one(mqtt: dict[str, Any] | None = None, **broker: Any) -> IngestWorld:
-        made.append(IngestWorld(migrated, tmp_path, mqtt or {}, broker))
-        return made[-1]
-
-    yield one
-    for each in made:
-        each.close()
+    with ingest_worlds(migrated, tmp_path) as worlds:
+        yield worlds
 
 
 def test_backlog_of_30000_messages_does_not_pass_the_limit(make: Make) -> None:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
-from ingest_world import SIM, IngestWorld, until
+from ingest_world import IngestWorld, ingest_worlds, until
 
 from rayapp.stack import StackState, kill_component
 
@@ -24,16 +22,8 @@ Make = Callable[..., IngestWorld]
 @pytest.fixture
 def make(migrated: StackState, tmp_path: Path) -> Iterator[Make]:
     """Makes worlds; everything in them ends with the test."""
-    subprocess.run(["make", "-s", "-C", str(SIM)], check=True, timeout=120)
-    made: list[IngestWorld] = []
-
-    def one(**mqtt: Any) -> IngestWorld:
-        made.append(IngestWorld(migrated, tmp_path, {"keepalive_s": KEEPALIVE_S, **mqtt}, {}))
-        return made[-1]
-
-    yield one
-    for each in made:
-        each.close()
+    with ingest_worlds(migrated, tmp_path) as worlds:
+        yield lambda **mqtt: worlds({"keepalive_s": KEEPALIVE_S, **mqtt})
 
 
 @contextmanager

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from ingest_world import SIM, IngestWorld, until
+from ingest_world import IngestWorld, ingest_worlds, until
 
 from rayapp.stack import StackState
 
@@ -17,10 +16,8 @@ pytestmark = [pytest.mark.stack, pytest.mark.timeout(120)]
 @pytest.fixture
 def world(migrated: StackState, tmp_path: Path) -> Iterator[IngestWorld]:
     """Two slots' world with a small window."""
-    subprocess.run(["make", "-s", "-C", str(SIM)], check=True, timeout=120)
-    made = IngestWorld(migrated, tmp_path, {"receive_maximum": 200}, {})
-    yield made
-    made.close()
+    with ingest_worlds(migrated, tmp_path) as worlds:
+        yield worlds({"receive_maximum": 200})
 
 
 def received(*running: object) -> int:

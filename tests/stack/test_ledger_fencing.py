@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -23,29 +23,6 @@ from rayapp.config import Settings
 from rayapp.errors import DatabaseUnavailable, LedgerBroken, StaleClaim
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(120)]
-
-
-@pytest.fixture
-def write(settings: Settings) -> Iterator[Callable[..., Write]]:
-    """A function that makes a write actor, by default on the straight way to the database."""
-    made: list[Write] = []
-
-    def actor(port: int | None = None, **database: Any) -> Write:
-        changes = database | ({"port": port} if port is not None else {})
-        made.append(Write(f"write/0#{len(made)}", settings.model_copy(update={"database": settings.database.model_copy(update=changes)})))
-        return made[-1]
-
-    yield actor
-    for each in made:
-        for _, writer in each._writers.values():
-            writer.connection.close()
-
-
-@pytest.fixture
-def gate(settings: Settings) -> Iterator[Gate]:
-    """A proxy before the database."""
-    with Gate(settings.database.port) as made:
-        yield made
 
 
 def backend(one: Partition) -> int | None:
@@ -242,7 +219,7 @@ def test_writer_stopped_inside_copy_holds_a_partition_for_less_than_two_seconds(
 ) -> None:
     """The claim is there at once, the new writer stores the same rows once, and the old one's end up nowhere when it goes on."""
     batch = one.batch([one.row(offset) for offset in range(1, 4_000)], 1, 4_000)
-    zombie = write(gate.port)
+    zombie = write(port=gate.port)
     zombie.write(one.batch([one.row(0)], 0, 1))
     pid = backend(one)
     if locks_ledger:
@@ -304,7 +281,7 @@ def test_commit_whose_answer_was_lost_is_found_done(
     one: Partition, write: Callable[..., Write], gate: Gate, monkeypatch: pytest.MonkeyPatch, late: str
 ) -> None:
     """The database committed and the answer never came: read again, the ledger says so, and nothing is stored twice."""
-    writer = write(gate.port, answer_timeout_s=1.0)
+    writer = write(port=gate.port, answer_timeout_s=1.0)
     writer.write(one.batch([one.row(0)], 0, 1))
     batch = one.batch([one.row(1), one.row(2)], 1, 3)
     connection = writer._writers[(one.claim.topic, one.number)][1].connection
@@ -336,7 +313,7 @@ def test_commit_still_on_its_way_cannot_overtake_the_batch_sent_again(
     Without an end to that backend the batch sent again waits for its locks, and when the COMMIT arrives after all,
     the position moves under the same epoch: the owner would believe that its claim is gone.
     """
-    writer = write(gate.port)
+    writer = write(port=gate.port)
     writer.write(one.batch([one.row(0)], 0, 1))
     pid = backend(one)
     connection = writer._writers[(one.claim.topic, one.number)][1].connection
